@@ -1,0 +1,42 @@
+// CPUID says what the CPU has; XGETBV says which registers the operating system saves at a context switch. Both must
+// agree: a hypervisor or an old kernel may leave AVX-512 visible in CPUID and its registers unsaved.
+#include "cpu_features.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace headroute {
+
+#if defined(__x86_64__)
+namespace {
+
+bool bit(unsigned value, int index) { return (value >> index & 1) != 0; }
+
+unsigned saved_registers() {
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+}  // namespace
+
+CpuFeatures detect_cpu_features() {
+    CpuFeatures features{};
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return features;
+    const bool osxsave = bit(ecx, 27), avx = bit(ecx, 28), fma = bit(ecx, 12);
+    if (!osxsave || !avx) return features;
+    const unsigned saved = saved_registers();
+    const bool ymm_saved = (saved & 0x06) == 0x06, zmm_saved = (saved & 0xE6) == 0xE6;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
+    features.avx2_fma = bit(ebx, 5) && fma && ymm_saved;
+    const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
+    features.avx512 = features.avx2_fma && f && dq && bw && vl && zmm_saved;
+    return features;
+}
+#else
+CpuFeatures detect_cpu_features() { return {}; }
+#endif
+
+}  // namespace headroute

@@ -1,0 +1,13 @@
+// What this CPU and its operating system can run, as plain bools.
+#pragma once
+
+namespace headroute {
+
+struct CpuFeatures {
+    bool avx2_fma;  // AVX2 and FMA, and the OS saves ymm registers
+    bool avx512;    // AVX-512 F, BW, DQ, VL, and the OS saves zmm and mask registers
+};
+
+CpuFeatures detect_cpu_features();
+
+}  // namespace headroute

@@ -1,0 +1,65 @@
+// HEADROUTE_HAVE_* come from the build: a kernel is in the table when its file was compiled.
+#include "dispatch.h"
+
+#include <stdexcept>
+
+#include "cpu_features.h"
+
+namespace headroute {
+
+#if defined(HEADROUTE_HAVE_AVX512)
+extern const Kernel kernel_avx512;
+#endif
+#if defined(HEADROUTE_HAVE_AVX2)
+extern const Kernel kernel_avx2;
+#endif
+extern const Kernel kernel_baseline;
+
+namespace {
+
+struct Entry {
+    const Kernel* kernel;
+    bool runs_here;
+};
+
+std::vector<Entry> kernel_table() {
+    [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
+    return {
+#if defined(HEADROUTE_HAVE_AVX512)
+        {&kernel_avx512, cpu.avx512},
+#endif
+#if defined(HEADROUTE_HAVE_AVX2)
+        {&kernel_avx2, cpu.avx2_fma},
+#endif
+        {&kernel_baseline, true},
+    };
+}
+
+}  // namespace
+
+std::vector<std::string> built_isas() {
+    std::vector<std::string> names;
+    for (const Entry& entry : kernel_table()) names.emplace_back(entry.kernel->name);
+    return names;
+}
+
+const std::vector<const Kernel*>& available_kernels() {
+    static const std::vector<const Kernel*> kernels = [] {
+        std::vector<const Kernel*> result;
+        for (const Entry& entry : kernel_table())
+            if (entry.runs_here) result.push_back(entry.kernel);
+        return result;
+    }();
+    return kernels;
+}
+
+const Kernel& kernel_by_name(const std::string& name) {
+    std::string valid;
+    for (const Kernel* kernel : available_kernels()) {
+        if (kernel->name == name) return *kernel;
+        valid += (valid.empty() ? "" : ", ") + std::string(kernel->name);
+    }
+    throw std::invalid_argument("no kernel '" + name + "' on this machine; valid: " + valid);
+}
+
+}  // namespace headroute

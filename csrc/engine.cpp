@@ -1,0 +1,122 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <vector>
+
+#include "parallel.h"
+
+namespace headroute {
+
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+
+// Rows that pass through all blocks of heads together. Enough of them that fetching a block from L3 is a small part
+// of using it; few enough that their queries and outputs stay in L3, and within the memory a thread may use.
+constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6
+constexpr std::size_t kPassBytes = std::size_t{4} << 20;
+
+// Output larger than this leaves the caches before anybody reads it: do not fetch its lines in order to overwrite them.
+constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
+
+// Below this many multiply-adds (about 100 µs) a second thread costs more than it brings.
+constexpr double kSerialMultiplyAdds = 5e6;
+
+std::size_t multiple_of(std::size_t step, std::size_t n) { return std::max(n / step * step, step); }
+
+}  // namespace
+
+Engine::Engine(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
+               std::size_t answer_dim, const Kernel& kernel)
+    : kernel_(kernel),
+      heads_(head_layout(n_heads, query_dim, answer_dim, kernel)),
+      packed_(allocate_floats(packed_floats(heads_, kernel))) {
+    heads_.answer_scale = answer_scale(answers, n_heads * answer_dim);
+    pack_heads(centroids, answers, heads_, kernel, packed_.get());
+    heads_.data = packed_.get();
+}
+
+std::size_t Engine::packed_bytes() const { return packed_floats(heads_, kernel_) * sizeof(float); }
+
+Outcome Engine::project(const Batch& batch, const std::function<bool()>& interrupted) const {
+    return run(batch, false, interrupted);
+}
+
+Outcome Engine::route(const Batch& batch, const std::function<bool()>& interrupted) const {
+    return run(batch, true, interrupted);
+}
+
+Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<bool()>& interrupted) const {
+    if (batch.n == 0) return {kNoBadRow, false};
+    const std::size_t height = kernel_.max_rows;
+    const std::size_t columns = weights_only ? heads_.n_heads : heads_.answer_dim;
+
+    const double multiply_adds = static_cast<double>(batch.n) * static_cast<double>(heads_.n_heads) *
+                                 static_cast<double>(heads_.query_dim + (weights_only ? 0 : heads_.answer_dim));
+    const std::size_t tiles = (batch.n + height - 1) / height;
+    const std::size_t wanted =
+        multiply_adds < kSerialMultiplyAdds ? 1 : std::clamp<std::size_t>(batch.n_threads, 1, tiles);
+
+    // A unit is what a thread takes from the counter. Two for each thread let a slow one be helped; with four, heads
+    // that do not fit into L3 are fetched twice as often (2 to 4 % at K = 16,384).
+    const std::size_t unit_rows = std::clamp(round_up(batch.n / (2 * wanted) + 1, height), height, kMaxPassRows);
+    const std::size_t n_units = (batch.n + unit_rows - 1) / unit_rows;
+    const std::size_t n_threads = std::min(wanted, n_units);
+
+    // With one block a tile of rows is finished at once, and its queries need not be kept.
+    std::size_t pass_rows = std::min(height, batch.n);
+    if (heads_.n_blocks > 1) {
+        const std::size_t row_bytes = sizeof(float) * std::max(heads_.query_dim, columns);
+        pass_rows = std::min({unit_rows, multiple_of(height, kPassBytes / row_bytes), round_up(batch.n, height)});
+    }
+    const std::size_t scratch_size = scratch_floats(heads_, pass_rows, height);
+    std::vector<AlignedFloats> scratch;
+    for (std::size_t t = 0; t < n_threads; ++t) scratch.push_back(allocate_floats(scratch_size));
+
+    std::atomic<std::size_t> bad_row{kNoBadRow};
+    std::atomic<bool> stop{false};
+    auto last_poll = std::chrono::steady_clock::now();
+    const auto poll_caller = [&] {
+        const auto now = std::chrono::steady_clock::now();
+        if (stop || now - last_poll < std::chrono::milliseconds(50)) return;
+        last_poll = now;
+        if (interrupted()) stop = true;
+    };
+    // The calling thread asks; the others only look at the answer.
+    // With few heads it is asked every microsecond or two, so it does not look at the clock each time.
+    std::size_t asked = 0;
+    const std::function<bool()> caller_stops = [&] {
+        if (++asked % 16 == 0) poll_caller();
+        return stop.load(std::memory_order_relaxed);
+    };
+    const Interrupt caller{[](void* f) { return (*static_cast<const std::function<bool()>*>(f))(); },
+                           const_cast<std::function<bool()>*>(&caller_stops)};
+    const Interrupt worker{[](void* flag) { return static_cast<std::atomic<bool>*>(flag)->load(); }, &stop};
+
+    const auto compute = weights_only ? kernel_.route : kernel_.project;
+    const bool stream = !weights_only && heads_.n_blocks == 1 && batch.n * columns * sizeof(float) > kStreamBytes;
+    const auto unit = [&](std::size_t index, std::size_t thread) {
+        const std::size_t first = index * unit_rows;
+        if (stop || first > bad_row) return;  // rows before the first bad one are still looked at
+        const Rows rows{batch.queries + static_cast<std::ptrdiff_t>(first) * batch.query_stride,
+                        batch.query_stride,
+                        std::min(unit_rows, batch.n - first),
+                        pass_rows,
+                        batch.out + first * columns,
+                        kLog2E / batch.temperature,
+                        stream,
+                        scratch[thread].get()};
+        const std::size_t bad = compute(heads_, rows, thread == 0 ? caller : worker);
+        if (bad == kNoBadRow) return;
+        std::size_t known = bad_row;
+        while (first + bad < known && !bad_row.compare_exchange_weak(known, first + bad)) {
+        }
+    };
+    parallel_for(n_units, n_threads, unit, poll_caller);
+    return {bad_row, stop};
+}
+
+}  // namespace headroute

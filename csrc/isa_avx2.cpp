@@ -1,0 +1,7 @@
+// AVX2 and FMA: Intel since Haswell (2013), AMD since Zen.
+#include "projection_kernel.inl"
+
+namespace headroute {
+extern const Kernel kernel_avx2;
+const Kernel kernel_avx2 = {"avx2", kLanes, kRows, project, route};
+}  // namespace headroute

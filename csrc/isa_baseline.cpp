@@ -1,0 +1,7 @@
+// What every CPU of the architecture has: SSE2 on x86-64, NEON on aarch64. No flags.
+#include "projection_kernel.inl"
+
+namespace headroute {
+extern const Kernel kernel_baseline;
+const Kernel kernel_baseline = {"baseline", kLanes, kRows, project, route};
+}  // namespace headroute

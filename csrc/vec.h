@@ -1,0 +1,135 @@
+// A SIMD vector of floats for the kernels: GCC/Clang vector extensions, with an intrinsic only where the
+// extensions have no word for it (fused multiply-add, broadcast load, streaming store).
+//
+// The width follows from the flags of the file that includes this one. Everything has internal linkage and no
+// STL header is included: an inline function compiled for AVX-512 must never be the copy that the linker keeps
+// for baseline code. Not responsible for: choosing an instruction set (cpu_features, dispatch).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define HR_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr std::size_t kLanes = 16;
+#elif defined(__AVX2__)
+constexpr std::size_t kLanes = 8;
+#else
+constexpr std::size_t kLanes = 4;
+#endif
+
+typedef float vfloat __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef float vfloat_unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+HR_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
+HR_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
+HR_INLINE vfloat zero() { return vfloat{}; }
+HR_INLINE vfloat select(vint mask, vfloat yes, vfloat no) { return mask ? yes : no; }
+HR_INLINE vfloat max(vfloat a, vfloat b) { return select(a > b, a, b); }
+
+// The first n lanes; the others are `rest`.
+HR_INLINE vfloat load_partial(const float* p, std::size_t n, float rest) {
+    float lanes[kLanes];
+    for (std::size_t i = 0; i < kLanes; ++i) lanes[i] = i < n ? p[i] : rest;
+    return load(lanes);
+}
+HR_INLINE void store_partial(float* p, vfloat v, std::size_t n) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (std::size_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+#if defined(__AVX512F__)
+HR_INLINE vfloat splat(float x) { return (vfloat)_mm512_set1_ps(x); }
+HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) { return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+HR_INLINE void stream(float* p, vfloat v) { _mm512_stream_ps(p, (__m512)v); }  // p 64-byte aligned
+#elif defined(__AVX2__)
+// Spelled out: `scalar - vector{}` makes GCC rebuild the broadcast from a scalar register, at half the speed.
+HR_INLINE vfloat splat(float x) { return (vfloat)_mm256_set1_ps(x); }
+HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) { return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+HR_INLINE void stream(float* p, vfloat v) { _mm256_stream_ps(p, (__m256)v); }
+#elif defined(__SSE2__)
+HR_INLINE vfloat splat(float x) { return (vfloat)_mm_set1_ps(x); }
+HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) { return a * b + c; }  // two roundings: SSE2 has no FMA
+HR_INLINE void stream(float* p, vfloat v) { _mm_stream_ps(p, (__m128)v); }
+#elif defined(__ARM_NEON)
+HR_INLINE vfloat splat(float x) { return (vfloat)vdupq_n_f32(x); }
+HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) {
+    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+HR_INLINE void stream(float* p, vfloat v) { store(p, v); }
+#else
+HR_INLINE vfloat splat(float x) { return x - zero(); }
+HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) { return a * b + c; }
+HR_INLINE void stream(float* p, vfloat v) { store(p, v); }
+#endif
+
+HR_INLINE void stream_fence() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+// Sum and maximum of the lanes, along one tree: lane i with lane i + half, until one is left.
+typedef float vfloat4 __attribute__((vector_size(16)));
+typedef float vfloat8 __attribute__((vector_size(32)));
+
+template <typename Combine>
+HR_INLINE float reduce(vfloat4 v, Combine combine) {
+    const vfloat4 pair = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
+    return combine(pair, __builtin_shufflevector(pair, pair, 1, 0, 3, 2))[0];
+}
+#if defined(__AVX2__)
+template <typename Combine>
+HR_INLINE float reduce(vfloat8 v, Combine combine) {
+    return reduce(combine(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7)),
+                  combine);
+}
+#endif
+#if defined(__AVX512F__)
+template <typename Combine>
+HR_INLINE float reduce(vfloat v, Combine combine) {
+    return reduce(combine(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                          __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)),
+                  combine);
+}
+#endif
+HR_INLINE float reduce_add(vfloat v) {
+    return reduce(v, [](auto a, auto b) { return a + b; });
+}
+HR_INLINE float reduce_max(vfloat v) {
+    return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// 2^y for y <= 0; 0 below 2^-125, so that no result is subnormal.
+// y = n + f with n integer and |f| <= 1/2: adding 1.5 * 2^23 rounds to nearest and leaves n in the low bits.
+// 2^f by a minimax polynomial of degree 6 (relative error 1.9e-9 on [-1/2, 1/2]; with the roundings of the
+// evaluation 1 ulp, measured over all floats of the domain by tests/test_kernel.py). n goes to the exponent.
+HR_INLINE vfloat exp2_nonpositive(vfloat y) {
+    const vfloat smallest = splat(-125.0f);
+    const vfloat clamped = max(y, smallest);
+    const vfloat bias = splat(0x1.8p23f);
+    const vfloat biased = clamped + bias;
+    const vfloat f = clamped - (biased - bias);
+    vfloat p = splat(0x1.41d334p-13f);
+    p = fma(p, f, splat(0x1.5f456ap-10f));
+    p = fma(p, f, splat(0x1.3b2dbcp-7f));
+    p = fma(p, f, splat(0x1.c6aed4p-5f));
+    p = fma(p, f, splat(0x1.ebfbdap-3f));
+    p = fma(p, f, splat(0x1.62e430p-1f));
+    p = fma(p, f, splat(1.0f));
+    const vfloat result = (vfloat)((vint)p + ((vint)biased << 23));
+    return select(y < smallest, zero(), result);
+}
+
+}  // namespace
