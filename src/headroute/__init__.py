@@ -1,0 +1,27 @@
+"""headroute: multi-head routing of query embeddings through a compiled kernel.
+
+Everything here needs NumPy alone; the rest (numba, safetensors, the encoder, the database) is
+imported when it is used.
+"""
+
+from headroute._backends import available_backends, build_info
+from headroute._threads import get_num_threads, set_num_threads
+from headroute.functional import project_multi_head, route_query, visualize_routing
+from headroute.router import Router, TopHeads
+from headroute.training import train_heads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Router",
+    "TopHeads",
+    "__version__",
+    "available_backends",
+    "build_info",
+    "get_num_threads",
+    "project_multi_head",
+    "route_query",
+    "set_num_threads",
+    "train_heads",
+    "visualize_routing",
+]

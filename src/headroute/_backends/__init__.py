@@ -1,0 +1,116 @@
+"""The registry of backends: which there are, which can run here and why the others cannot.
+
+A backend is one module with the members of `Backend`. It is imported only when it is asked for,
+because numba alone takes longer to import than everything else together.
+"""
+
+import importlib
+import platform
+import warnings
+from typing import Protocol, cast
+
+import numpy as np
+
+from headroute import _threads
+from headroute._validate import Float32
+
+# Best first: `backend="auto"` takes the first that can run.
+_MODULES = {"native": "native", "numba": "jit", "reference": "reference"}
+
+
+class Heads(Protocol):
+    """Heads made ready for many calls. Everything it is given has been checked.
+
+    `queries` is float32 (n, d), n >= 1, unit column stride, any row stride, perhaps read-only.
+    `out` is float32, C-contiguous, (n, e) for `project` and (n, K) for `route`. Both return the
+    index of the first row with a NaN or infinity, or -1; `out` is unspecified unless it is -1. A
+    zero query gets uniform weights. A finite row whose squared norm over- or underflows float32
+    gets the exact result.
+
+    A backend may also have `project_one` and `route_one` (query, temperature, out), unchecked: the
+    result for one query (d,) that needs nothing done to it, or None to be called the usual way.
+    """
+
+    def project(
+        self, queries: Float32, temperature: float, out: Float32, num_threads: int
+    ) -> int: ...
+
+    def route(
+        self, queries: Float32, temperature: float, out: Float32, num_threads: int
+    ) -> int: ...
+
+    def info(self) -> dict[str, str | int]:
+        """What was chosen for these heads, such as {"isa": "avx512"}."""
+
+
+class _MakeHeads(Protocol):
+    def __call__(self, centroids: Float32, answers: Float32) -> Heads:
+        """Centroids (K, d) and answers (K, e): C-contiguous, finite, not normalised, none zero."""
+
+
+class Backend(Protocol):
+    """What a backend's module has."""
+
+    NAME: str
+    Heads: _MakeHeads
+
+    def unavailable(self) -> str | None:
+        """None when the backend can run here, else the reason in one line."""
+
+    def build_facts(self) -> dict[str, object]:
+        """How it was built, such as {"compiler": …, "isas_available": […]}."""
+
+
+def _load(name: str) -> tuple[Backend | None, str]:
+    """Return (backend, "") when it can run here, else (None, why not)."""
+    try:
+        backend = cast(Backend, importlib.import_module(f"{__name__}.{_MODULES[name]}"))
+    except ImportError as error:
+        return None, str(error)
+    reason = backend.unavailable()
+    return (backend, "") if reason is None else (None, reason)
+
+
+def available_backends() -> list[str]:
+    """Return the names of the backends that can run here, best first."""
+    return [name for name in _MODULES if _load(name)[0] is not None]
+
+
+def find(name: str) -> Backend:
+    """Return a backend, the best one for "auto".
+
+    Raises ValueError, with the names that would do, for one that does not exist or cannot run here.
+    Warns when "auto" has to do without the compiled kernel: nobody should wonder why it is slow.
+    """
+    reasons: dict[str, str] = {}
+    for candidate in _MODULES if name == "auto" else (name,):
+        backend, reason = _load(candidate) if candidate in _MODULES else (None, "no such backend")
+        if backend is not None:
+            if "native" in reasons:
+                message = f"using the {candidate} backend, which is slower: {reasons['native']}"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
+            return backend
+        reasons[candidate] = reason
+    valid = ", ".join(["auto", *available_backends()])
+    raise ValueError(f"backend {name!r} cannot be used ({reasons[name]}); valid here: {valid}")
+
+
+def build_info() -> dict[str, object]:
+    """Return what this installation is made of, for bug reports.
+
+    Keys: version, python, numpy, threads (what a call uses by default), backend (what "auto"
+    chooses), one key a backend with its build facts or None, and unavailable, which gives the
+    reason for each None.
+    """
+    from headroute import __version__
+
+    loaded = {name: _load(name) for name in _MODULES}
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "threads": _threads.get_num_threads(),
+        "backend": available_backends()[0],
+        **{name: backend and backend.build_facts() for name, (backend, _) in loaded.items()},
+        "unavailable": {name: reason for name, (_, reason) in loaded.items() if reason},
+    }

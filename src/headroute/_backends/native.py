@@ -1,0 +1,58 @@
+"""The compiled backend: heads packed once for an instruction set, then one fused pass a call.
+
+A row's result depends on its query, the heads and the instruction set alone: the same bits in any
+batch, with any number of threads.
+"""
+
+import os
+
+from headroute._backends._units import unit_centroids
+from headroute._validate import Float32
+
+_UNAVAILABLE: str | None
+try:
+    from headroute import _core
+except ImportError as error:  # installed without a compiler, or built for another Python
+    _UNAVAILABLE = f"the compiled kernel is missing ({error}); reinstall with a C++17 compiler"
+else:
+    _UNAVAILABLE = None
+
+NAME = "native"
+
+
+def unavailable() -> str | None:
+    return _UNAVAILABLE
+
+
+def build_facts() -> dict[str, object]:
+    return {**_core.build_info(), "isa": _chosen_isa()}
+
+
+def _chosen_isa() -> str:
+    """The instruction set that HEADROUTE_ISA forces, else the best of this CPU.
+
+    Raises ValueError for one that is unknown or that this CPU does not have.
+    """
+    available = _core.build_info()["isas_available"]
+    forced = os.environ.get("HEADROUTE_ISA", "")
+    if forced and forced not in available:
+        raise ValueError(
+            f"HEADROUTE_ISA={forced!r} cannot run here; valid on this machine: "
+            f"{', '.join(available)}"
+        )
+    return forced or available[0]
+
+
+class Heads:
+    """Heads packed for one kernel; see `headroute._backends.Heads` for the shapes."""
+
+    def __init__(self, centroids: Float32, answers: Float32) -> None:
+        self._engine = _core.Engine(unit_centroids(centroids), answers, _chosen_isa())
+        # The bound methods of the extension, so that one short query does not pay for a call more.
+        self.project = self._engine.project
+        self.route = self._engine.route
+        self.project_one = self._engine.project_one
+        self.route_one = self._engine.route_one
+
+    def info(self) -> dict[str, str | int]:
+        return {"isa": self._engine.isa, "packed_bytes": self._engine.packed_bytes}

@@ -1,0 +1,29 @@
+"""The compiled extension: shapes and dtypes are checked before it is called."""
+
+from typing import TypedDict, final
+
+from headroute._validate import Float32
+
+class BuildInfo(TypedDict):
+    compiler: str
+    flags: str
+    isas_built: list[str]
+    isas_available: list[str]
+
+def build_info() -> BuildInfo: ...
+
+@final
+class Engine:
+    def __init__(self, centroids: Float32, answers: Float32, isa: str = "") -> None: ...
+    def project(
+        self, queries: Float32, temperature: float, out: Float32, num_threads: int
+    ) -> int: ...
+    def route(
+        self, queries: Float32, temperature: float, out: Float32, num_threads: int
+    ) -> int: ...
+    def project_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
+    def route_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def packed_bytes(self) -> int: ...
