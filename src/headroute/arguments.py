@@ -1,0 +1,287 @@
+"""The command line's grammar: what each command takes, and its --help."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from headroute import _validate
+from headroute.loading import DEFAULT_MODEL
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with its errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"headroute: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line; `.command` is the chosen command's name."""
+    parser = Parser(
+        prog="headroute",
+        description="Route questions through heads trained from your questions and answers.",
+        epilog="Start with `headroute quickstart`. Every command has a --help with an example.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+
+    sub = add_command(
+        commands,
+        "import",
+        "bring question-answer files into a database",
+        """\
+Bring question-answer files into a database, which is created if there is none.
+
+  .json   {"clusters": [{"id": …, "answers": {variant: text},
+                         "queries": {length: [text, …]}}, …]}
+  .jsonl  one object a line: {"question": …, "answer": …, "cluster_id": …}
+  .csv    the columns question, answer and, if you like, cluster_id
+
+All files are checked first: if one is malformed, nothing changes. The same file
+again adds nothing; a changed file updates its clusters. Texts that stay keep
+their embeddings.""",
+        "headroute import faq.csv manual.jsonl --db lda.db",
+        {0: "done, also when there was nothing new", 2: "bad input, nothing was changed"},
+    )
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".json, .jsonl or .csv")
+    add_db(sub)
+
+    sub = add_command(
+        commands,
+        "train",
+        "embed what is new and train one head a cluster",
+        """\
+Embed the questions and answers that have no embedding yet, and train one head a
+cluster: its centroid is the mean of its questions, its answer the mean of its
+answers, normalised. Embeddings and heads are stored at the end, together. The
+figures of a --test-set are kept with the heads.""",
+        "headroute train --db lda.db --model all-MiniLM-L6-v2 --temperature 0.1 --validate",
+        {
+            0: "trained, or nothing new",
+            1: "no cluster has both questions and answers",
+            2: "bad input, nothing was changed",
+        },
+    )
+    add_db(sub)
+    sub.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="sentence-transformers model, a name or a folder (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.1,
+        metavar="TAU",
+        help="τ of the softmax, positive (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--name", help="name of the heads, in place of those of that name (default: by the model)"
+    )
+    sub.add_argument(
+        "--validate",
+        action="store_true",
+        help="compare with direct similarity, on --test-set or else on the training questions",
+    )
+    add_test_set(sub, "; implies --validate")
+
+    sub = add_command(
+        commands,
+        "validate",
+        "compare routing with direct similarity",
+        """\
+Measure Recall@1, Recall@5 and MRR@10 of routing, at one or more temperatures,
+and of direct similarity, which compares the question's own embedding with the
+answers. Nothing is stored.""",
+        "headroute validate --db lda.db --test-set held_out.jsonl --temperature 0.02 0.05 0.1",
+        {
+            0: "at one of the temperatures routing beats direct similarity, in Recall@1 or,\n"
+            "     where that is equal, in MRR@10",
+            1: "it does not, or the database has no heads yet",
+            2: "bad input",
+        },
+    )
+    add_db(sub)
+    add_selection(sub)
+    add_temperatures(sub)
+    add_test_set(sub, " (default: the training questions)")
+
+    sub = add_command(
+        commands,
+        "search",
+        "find the best answers to a question",
+        """\
+Route and project a question, and rank the answers by their cosine to the
+projection. Shows the answers and the heads that weigh most.""",
+        'headroute search "how do I read a CSV file?" --top-k 5',
+        {0: "found", 1: "the database has no heads yet", 2: "bad input"},
+    )
+    sub.add_argument("query", help="the question, in quotes")
+    add_db(sub)
+    add_selection(sub)
+    add_temperature(sub)
+    sub.add_argument(
+        "--top-k",
+        type=at_least_1,
+        default=5,
+        metavar="N",
+        help="number of answers (default: %(default)s)",
+    )
+
+    sub = add_command(
+        commands,
+        "route",
+        "show which heads a question routes to",
+        "Draw the weights of the heads for a question, at one or more temperatures.",
+        'headroute route "how do I read a CSV file?" --temperature 0.01 0.1 1.0',
+        {0: "shown", 1: "the database has no heads yet", 2: "bad input"},
+    )
+    sub.add_argument("query", help="the question, in quotes")
+    add_db(sub)
+    add_selection(sub)
+    add_temperatures(sub)
+    sub.add_argument(
+        "--top",
+        type=at_least_1,
+        default=5,
+        metavar="N",
+        help="number of heads to draw (default: %(default)s)",
+    )
+
+    sub = add_command(
+        commands,
+        "project",
+        "project a .npy file of query embeddings",
+        """\
+Project every row of a .npy file, (queries, dimension), into a float32 .npy
+file. Both files are memory-mapped and may be larger than memory. The output
+appears when it is complete, in place of what was there. A row with a NaN or
+infinity ends the run with its number; rows count from 0.""",
+        "headroute project queries.npy --db lda.db -o projected.npy",
+        {0: "done", 1: "the database has no heads yet", 2: "bad input, nothing was written"},
+    )
+    sub.add_argument("queries", type=Path, metavar="QUERIES.npy", help="real numbers of any type")
+    sub.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.npy", help="where to write"
+    )
+    source = sub.add_mutually_exclusive_group()
+    add_db(source)
+    source.add_argument("--router", type=Path, metavar="FILE", help="heads of a saved router")
+    add_selection(sub)
+    add_temperature(sub)
+    sub.add_argument(
+        "--threads", type=at_least_1, metavar="N", help="threads (default: one a usable CPU)"
+    )
+
+    sub = add_command(
+        commands,
+        "info",
+        "describe this installation, a database or a router",
+        """\
+Describe this installation (backends, instruction sets, threads), or a database,
+or the file of a saved router.""",
+        "headroute info --db lda.db",
+        {0: "described", 2: "bad input"},
+    )
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--db", type=Path, metavar="FILE", help="a database")
+    source.add_argument("--router", type=Path, metavar="FILE", help="a saved router")
+
+    sub = add_command(
+        commands,
+        "quickstart",
+        "see everything at work on a sample, in about a minute",
+        """\
+Make a folder with a sample help desk; import, embed, train and validate it,
+route three questions, and project a million queries. Needs the extras `embed`
+and `offline`. May be run again in the same folder.""",
+        "headroute quickstart",
+        {0: "done", 2: "bad input, such as a folder that holds something else"},
+    )
+    sub.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("headroute-quickstart"),
+        metavar="FOLDER",
+        help="where (default: %(default)s)",
+    )
+    return parser
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    summary: str,
+    description: str,
+    example: str,
+    exit_codes: dict[int, str],
+) -> Parser:
+    codes = "\n".join(f"  {code}  {meaning}" for code, meaning in exit_codes.items())
+    parser: Parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n  {example}\n\nexit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def add_db(parser: Any) -> None:
+    parser.add_argument(
+        "--db",
+        type=Path,
+        default=Path("lda.db"),
+        metavar="FILE",
+        help="the database (default: %(default)s)",
+    )
+
+
+def add_selection(parser: Parser) -> None:
+    parser.add_argument("--model", help="use the heads of this model (default: the newest heads)")
+    parser.add_argument("--name", help="use the heads of this name (default: the newest heads)")
+
+
+def add_temperature(parser: Parser) -> None:
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        metavar="TAU",
+        help="τ of the softmax, positive (default: that of the training)",
+    )
+
+
+def add_temperatures(parser: Parser) -> None:
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        nargs="+",
+        default=[],
+        metavar="TAU",
+        help="one τ or more, positive (default: that of the training)",
+    )
+
+
+def add_test_set(parser: Parser, more: str) -> None:
+    parser.add_argument(
+        "--test-set",
+        type=Path,
+        metavar="FILE",
+        help=f"held-out questions, .json, .jsonl or .csv{more}",
+    )
+
+
+def temperature(text: str) -> float:
+    try:
+        return _validate.temperature(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a positive, finite number, got {text!r}"
+        ) from None
+
+
+def at_least_1(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)

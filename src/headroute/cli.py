@@ -1,0 +1,218 @@
+"""The command `headroute`: arguments in, text or JSON out. The work is done elsewhere.
+
+Exit codes: 0; 1, it ran and the answer is no (each command's --help says what that means); 2, bad
+input, with one line on stderr; 130 after Ctrl-C; 141 when nobody reads the output any more.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from headroute.arguments import build_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a terminal without █ or τ shows ? instead of a traceback
+    try:
+        try:
+            code = run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
+    except KeyboardInterrupt:
+        print("headroute: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        complain(error)
+        return 2
+    return code
+
+
+def run(argv: Sequence[str] | None) -> int:
+    args = build_parser().parse_args(argv)
+    from headroute.loading import NoHeadsError
+
+    try:
+        return COMMANDS[args.command](args)
+    except NoHeadsError as error:
+        if args.json:
+            print(json.dumps({"error": str(error)}))
+        print(f"headroute: {error}", file=sys.stderr)
+        return 1
+
+
+def complain(error: Exception) -> None:
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    print(f"headroute: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def emit(args: argparse.Namespace, document: object, text: str) -> None:
+    """Print a result, as one JSON document or as text."""
+    if args.json:
+        if dataclasses.is_dataclass(document) and not isinstance(document, type):
+            document = dataclasses.asdict(document)
+        text = json.dumps(document, ensure_ascii=False, indent=2)
+    print(text)
+
+
+# ---- commands: each prints its result and returns the exit code, and imports what it needs
+
+
+def command_import(args: argparse.Namespace) -> int:
+    from headroute.database import Database
+    from headroute.qa_files import read_qa_file
+    from headroute.report import import_text
+
+    files = [
+        (path, read_qa_file(path)) for path in args.files
+    ]  # all of them, before the database is touched
+    with Database.create(args.db) as db:
+        result = db.import_files(files)
+        summary = db.summary()
+    emit(
+        args,
+        {"database": str(args.db), **dataclasses.asdict(result)},
+        import_text(str(args.db), result, summary),
+    )
+    return 0
+
+
+def command_train(args: argparse.Namespace) -> int:
+    from headroute.pipeline import train
+    from headroute.report import train_text
+
+    report = train(
+        args.db,
+        args.model,
+        args.temperature,
+        name=args.name,
+        validate=args.validate,
+        test_set=args.test_set,
+    )
+    emit(args, report, train_text(report))
+    return 0
+
+
+def command_validate(args: argparse.Namespace) -> int:
+    from headroute.report import validation_text
+    from headroute.validation import validate
+
+    report = validate(
+        args.db,
+        model=args.model,
+        name=args.name,
+        temperatures=args.temperature,
+        test_set=args.test_set,
+    )
+    emit(args, report, validation_text(report))
+    return 0 if report.routing_beats_direct else 1
+
+
+def command_search(args: argparse.Namespace) -> int:
+    from headroute.report import search_text
+    from headroute.search import search
+
+    report = search(
+        args.db,
+        args.query,
+        top_k=args.top_k,
+        temperature=args.temperature,
+        model=args.model,
+        name=args.name,
+    )
+    emit(args, report, search_text(report))
+    return 0
+
+
+def command_route(args: argparse.Namespace) -> int:
+    from headroute.report import route_text
+    from headroute.search import route
+
+    report = route(
+        args.db, args.query, temperatures=args.temperature, model=args.model, name=args.name
+    )
+    emit(args, report, route_text(report, args.top))
+    return 0
+
+
+def command_project(args: argparse.Namespace) -> int:
+    from headroute.array_io import project_file
+    from headroute.database import Database
+    from headroute.loading import router_of, stored_heads
+    from headroute.report import projection_text
+    from headroute.router import Router
+
+    if args.router:
+        router = Router.load(args.router)
+    else:
+        with Database.open(args.db, read_only=True) as db:
+            router = router_of(stored_heads(db, args.model, args.name))
+    report = project_file(
+        router, args.queries, args.output, temperature=args.temperature, num_threads=args.threads
+    )
+    emit(args, report, projection_text(report))
+    return 0
+
+
+def command_info(args: argparse.Namespace) -> int:
+    from headroute import build_info
+    from headroute.database import Database
+    from headroute.report import build_text, database_text, router_text
+    from headroute.router import Router
+
+    if args.db:
+        with Database.open(args.db, read_only=True) as db:
+            summary = db.summary()
+        emit(args, summary, database_text(summary))
+    elif args.router:
+        router = Router.load(args.router)
+        facts = {
+            "path": str(args.router),
+            "n_heads": router.n_heads,
+            "query_dim": router.query_dim,
+            "answer_dim": router.answer_dim,
+            "temperature": router.temperature,
+            "names": router.names,
+        }
+        emit(args, facts, router_text(facts))
+    else:
+        info = build_info()
+        emit(args, info, build_text(info))
+    return 0
+
+
+def command_quickstart(args: argparse.Namespace) -> int:
+    from headroute.quickstart import quickstart
+
+    report = quickstart(args.folder, say=(lambda _: None) if args.json else say)
+    if args.json:
+        emit(args, report, "")
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "import": command_import,
+    "train": command_train,
+    "validate": command_validate,
+    "search": command_search,
+    "route": command_route,
+    "project": command_project,
+    "info": command_info,
+    "quickstart": command_quickstart,
+}

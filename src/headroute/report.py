@@ -1,0 +1,295 @@
+"""Results as text for a terminal of 80 columns. Nothing is computed or printed here."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headroute.array_io import ProjectionReport
+from headroute.database import ImportResult
+from headroute.evaluation import Metrics
+from headroute.pipeline import TrainReport
+from headroute.search import HeadWeight, RouteReport, SearchReport
+from headroute.validation import ValidationReport
+from headroute.visualize import printable, shorten, weight_bars
+
+SHOWN_HEADS = 5
+TEXT_WIDTH = 80
+
+
+def count(n: int, thing: str) -> str:
+    """1 question, 2 questions, 1,000 queries."""
+    if n == 1:
+        return f"1 {thing}"
+    return f"{n:,} {thing[:-1] + 'ies' if thing.endswith('y') else thing + 's'}"
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """A name and what there is to say about it, each; long lines continue under their beginning."""
+    column = 2 + max(len(name) for name, _ in pairs) + 2
+    return "\n".join(
+        textwrap.fill(
+            text,
+            TEXT_WIDTH,
+            initial_indent=f"  {name}".ljust(column),
+            subsequent_indent=" " * column,
+        )
+        for name, text in pairs
+    )
+
+
+def import_text(database: str, result: ImportResult, summary: Mapping[str, Any]) -> str:
+    """What an import changed, and what the database has now."""
+    changes = [
+        f"{count(n, thing)} {what}"
+        for n, thing, what in (
+            (result.clusters_added, "cluster", "added"),
+            (result.clusters_updated, "cluster", "updated"),
+            (result.clusters_removed, "cluster", "removed"),
+            (result.questions_added, "question", "added"),
+            (result.questions_removed, "question", "removed"),
+            (result.answers_added, "answer", "added"),
+            (result.answers_removed, "answer", "removed"),
+        )
+        if n
+    ]
+    return f"{database}\n" + facts(
+        [
+            ("imported", ", ".join(changes) or "nothing: everything is there already"),
+            ("now", contents(summary)),
+        ]
+    )
+
+
+def contents(summary: Mapping[str, Any]) -> str:
+    things = (("clusters", "cluster"), ("questions", "question"), ("answers", "answer"))
+    return ", ".join(count(summary[key], thing) for key, thing in things)
+
+
+def train_text(report: TrainReport) -> str:
+    """What was embedded, trained and stored; then the validation, if there was one."""
+    embedded = [
+        count(n, thing)
+        for n, thing in (
+            (report.embedded_questions, "question"),
+            (report.embedded_answers, "answer"),
+        )
+        if n
+    ]
+    all_texts = f"{count(report.questions, 'question')} and {count(report.answers, 'answer')}"
+    where = f" from {report.encoder}" if report.encoder else ""
+    projection = f'projection {report.projection_id}, "{report.name}"'
+    pairs = [
+        ("model", f"{report.model}{where}, {report.dimension} dimensions"),
+        (
+            "embedded",
+            f"{' and '.join(embedded)} in {report.embedding_seconds:.1f} s"
+            if embedded
+            else "nothing new: all texts have their embeddings",
+        ),
+        ("trained", f"{count(report.heads, 'head')} from {all_texts}, τ = {report.temperature:g}"),
+        (
+            "stored",
+            f"as {projection}" if report.stored else f"nothing new: {projection} is the same",
+        ),
+    ]
+    if report.skipped:
+        names = shorten(", ".join(report.skipped), 200)
+        skipped = count(len(report.skipped), "cluster")
+        pairs.append(("skipped", f"{skipped} without questions or without answers: {names}"))
+    text = f"{report.database}\n{facts(pairs)}"
+    return f"{text}\n\n{validation_text(report.validation)}" if report.validation else text
+
+
+def validation_text(report: ValidationReport) -> str:
+    """The table of routing and direct similarity, with what was measured on what above it."""
+    answers = f"each ranking {count(report.answers, 'answer')}"
+    if report.test_set:
+        questions = count(report.questions, "held-out question")
+        title = f"Validated on {questions} of {report.test_set},\n{answers}:"
+    else:
+        questions = count(report.questions, "training question")
+        title = (
+            f"Validated on the {questions} themselves, {answers}.\n"
+            "The heads have seen them: use --test-set for figures that mean something."
+        )
+    rows = [
+        (f"routing, τ = {routing.temperature:g}", *metric_cells(routing.metrics))
+        for routing in report.routing
+    ]
+    if report.direct:
+        rows.append(("direct similarity", *metric_cells(report.direct)))
+        if len(report.routing) == 1:
+            rows.append(("difference", *difference_cells(report.routing[0].metrics, report.direct)))
+    lines = [f"  {name:<20}{r1:>14}{r5:>14}{mrr:>12}" for name, r1, r5, mrr in [TABLE_HEAD, *rows]]
+    return "\n".join([title, "", *lines])
+
+
+TABLE_HEAD = ("", "Recall@1", "Recall@5", "MRR@10")
+
+
+def metric_cells(metrics: Metrics) -> tuple[str, str, str]:
+    return f"{metrics.recall_at_1:.1%}", f"{metrics.recall_at_5:.1%}", f"{metrics.mrr_at_10:.3f}"
+
+
+def difference_cells(ours: Metrics, theirs: Metrics) -> tuple[str, str, str]:
+    return (
+        f"{100 * (ours.recall_at_1 - theirs.recall_at_1):+.1f} points",
+        f"{100 * (ours.recall_at_5 - theirs.recall_at_5):+.1f} points",
+        f"{ours.mrr_at_10 - theirs.mrr_at_10:+.3f}",
+    )
+
+
+def search_text(report: SearchReport) -> str:
+    """The first answer whole, two lines of each of the others, then the bars of the heads."""
+    lines = []
+    for result in report.results:
+        variant = "" if result.variant == "default" else f", variant {result.variant}"
+        lines.append(
+            f"{result.rank:>2}. {shorten(result.cluster, 40)}  "
+            f"(cosine {result.score:.3f}, answer {result.answer_id}{variant})"
+        )
+        lines += paragraph(result.text, None if result.rank == 1 else 2)
+        lines.append("")
+    heads = bars(report.heads, None)
+    if len(report.heads) < report.n_heads:
+        rest = 1 - sum(head.weight for head in report.heads)
+        heads.append(
+            f"  and {report.n_heads - len(report.heads):,} more, together {max(rest, 0):.2f}"
+        )
+    lines += [f"Heads (weights at τ = {report.temperature:g})", *heads]
+    return "\n".join(lines)
+
+
+def paragraph(text: str, max_lines: int | None) -> list[str]:
+    """A text of the database, wrapped and indented, in at most `max_lines` lines."""
+    safe = printable(text)
+    indent = " " * 4
+    if max_lines is None:
+        return [
+            line
+            for source in safe.strip().split("\n")
+            for line in textwrap.wrap(
+                source,
+                TEXT_WIDTH,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+            )
+            or [""]
+        ]
+    one_line = " ".join(safe.split())
+    return textwrap.wrap(
+        one_line,
+        TEXT_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        max_lines=max_lines,
+        placeholder=" …",
+    )
+
+
+def route_text(report: RouteReport, top: int = SHOWN_HEADS) -> str:
+    """Bars for each temperature, heaviest head first."""
+    parts = [
+        "\n".join([f"τ = {route.temperature:g}", *bars(route.heads, top)])
+        for route in report.routes
+    ]
+    return "\n\n".join([f"Query: {shorten(report.query, TEXT_WIDTH - 7)}", *parts])
+
+
+def bars(heads: Sequence[HeadWeight], top: int | None) -> list[str]:
+    return weight_bars([h.weight for h in heads], [h.name for h in heads], top=top, by_weight=True)
+
+
+def projection_text(report: ProjectionReport) -> str:
+    zero = (
+        f"; {count(report.zero_queries, 'zero query')} got uniform weights"
+        if report.zero_queries
+        else ""
+    )
+    return f"{report.output}\n" + facts(
+        [
+            (
+                "projected",
+                f"{count(report.rows, 'query')}, "
+                f"{report.query_dim} to {report.answer_dim} dimensions{zero}",
+            ),
+            (
+                "time",
+                f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} queries/s, "
+                "reading and writing included",
+            ),
+        ]
+    )
+
+
+def build_text(info: Mapping[str, Any]) -> str:
+    """What `build_info()` says."""
+    backends = []
+    for name in ("native", "numba", "reference"):
+        built = info[name]
+        if built is None:
+            backends.append((name, f"not usable: {info['unavailable'][name]}"))
+        else:
+            details = ", ".join(
+                f"{key} {' '.join(value) if isinstance(value, list) else value}"
+                for key, value in built.items()
+            )
+            backends.append((name, details or "float64 NumPy, the definition"))
+    return f"headroute {info['version']}\n" + facts(
+        [
+            ("python", info["python"]),
+            ("numpy", info["numpy"]),
+            ("backend", f"{info['backend']}, {count(info['threads'], 'thread')}"),
+            *backends,
+        ]
+    )
+
+
+def database_text(summary: Mapping[str, Any]) -> str:
+    """What `Database.summary()` says."""
+    variants = ", ".join(f"{n:,} {name}" for name, n in summary["variants"].items())
+    pairs = [
+        ("size", f"{summary['bytes'] / 1e6:.1f} MB"),
+        (
+            "contents",
+            contents(summary) + (f" ({variants})" if len(summary["variants"]) > 1 else ""),
+        ),
+    ]
+    pairs += [
+        (
+            "model",
+            f"{model['name']}, {model['dimension']} dimensions, embedded: "
+            f"{count(model['embedded_questions'], 'question')}, "
+            f"{count(model['embedded_answers'], 'answer')}",
+        )
+        for model in summary["models"]
+    ]
+    for p in summary["projections"]:
+        measured = ""
+        if p["recall_at_1"] is not None:
+            measured = f", Recall@1 {p['recall_at_1']:.1%}, MRR@10 {p['mrr']:.3f}"
+        pairs.append(
+            (
+                f"heads {p['id']}",
+                f"{p['name']}: {count(p['heads'] or 0, 'head')}, τ = {p['temperature']:g}, "
+                f"{p['model']}{measured}, {p['created_at']} UTC",
+            )
+        )
+    if not summary["projections"]:
+        pairs.append(("heads", f"none yet: headroute train --db {summary['path']}"))
+    return f"{summary['path']}\n{facts(pairs)}"
+
+
+def router_text(router: Mapping[str, Any]) -> str:
+    names = shorten(", ".join(router["names"]), 200)
+    return f"{router['path']}\n" + facts(
+        [
+            ("heads", f"{count(router['n_heads'], 'head')}: {names}"),
+            ("queries", f"{router['query_dim']} dimensions"),
+            ("answers", f"{router['answer_dim']} dimensions"),
+            ("temperature", f"τ = {router['temperature']:g}"),
+        ]
+    )
