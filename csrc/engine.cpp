@@ -17,7 +17,7 @@ constexpr double kLog2E = 1.4426950408889634;
 // Rows that pass through all blocks of heads together. Enough of them that fetching a block from L3 is a small part
 // of using it; few enough that their queries and outputs stay in L3, and within the memory a thread may use.
 constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6
-constexpr std::size_t kPassBytes = std::size_t{4} << 20;
+constexpr std::size_t kPassBytes = std::size_t{6} << 20;
 
 // Output larger than this leaves the caches before anybody reads it: do not fetch its lines in order to overwrite them.
 constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
@@ -66,12 +66,9 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
     const std::size_t n_units = (batch.n + unit_rows - 1) / unit_rows;
     const std::size_t n_threads = std::min(wanted, n_units);
 
-    // With one block a tile of rows is finished at once, and its queries need not be kept.
-    std::size_t pass_rows = std::min(height, batch.n);
-    if (heads_.n_blocks > 1) {
-        const std::size_t row_bytes = sizeof(float) * std::max(heads_.query_dim, columns);
-        pass_rows = std::min({unit_rows, multiple_of(height, kPassBytes / row_bytes), round_up(batch.n, height)});
-    }
+    const std::size_t slot_bytes = slot_floats(heads_, height) * sizeof(float);
+    const std::size_t pass_rows =
+        heads_.n_blocks == 1 ? unit_rows : std::min(unit_rows, multiple_of(height, kPassBytes / slot_bytes * height));
     const std::size_t scratch_size = scratch_floats(heads_, pass_rows, height);
     std::vector<AlignedFloats> scratch;
     for (std::size_t t = 0; t < n_threads; ++t) scratch.push_back(allocate_floats(scratch_size));
@@ -97,7 +94,7 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
     const Interrupt worker{[](void* flag) { return static_cast<std::atomic<bool>*>(flag)->load(); }, &stop};
 
     const auto compute = weights_only ? kernel_.route : kernel_.project;
-    const bool stream = !weights_only && heads_.n_blocks == 1 && batch.n * columns * sizeof(float) > kStreamBytes;
+    const bool stream = !weights_only && batch.n * columns * sizeof(float) > kStreamBytes;
     const auto unit = [&](std::size_t index, std::size_t thread) {
         const std::size_t first = index * unit_rows;
         if (stop || first > bad_row) return;  // rows before the first bad one are still looked at

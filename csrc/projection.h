@@ -35,10 +35,10 @@ struct Rows {
     const float* queries;         // [n, d]
     std::ptrdiff_t query_stride;  // floats between two rows
     std::size_t n;
-    std::size_t pass_rows;  // rows that go through all blocks together; `scratch` is sized for them
+    std::size_t pass_rows;  // rows that go through all blocks together; a multiple of the kernel's max_rows
     float* out;             // [n, e] projected, or [n, K] weights; C-contiguous
     double log2e_over_temperature;
-    bool stream;     // write `out` past the caches (project with one block only): it is larger than they are
+    bool stream;     // write `out` past the caches (project only): it is larger than they are
     float* scratch;  // scratch_floats() floats, 64-byte aligned
 };
 
@@ -64,12 +64,23 @@ constexpr std::size_t block_floats(const PackedHeads& h, std::size_t heads, std:
     return round_up(heads, lanes) * h.query_dim + round_up(h.answer_dim, lanes) * heads;
 }
 
-// Scratch of one thread: the pass's queries in strips, one tile of weights, one tile of output rows, three
-// numbers a row (scale, running maximum, running sum). Padded so that each part stays 64-byte aligned.
+// Floats between two rows of sums: whole panels, and one strip more, so that rows are never a multiple of 4 KiB apart.
+constexpr std::size_t sum_stride(std::size_t answer_dim) { return round_up(answer_dim, 2 * kStrip) + kStrip; }
+
+// A tile's slot: queries in strips, sums, squares, and three numbers a row. Every part is 64-byte aligned.
+constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
+    return max_rows * (round_up(h.query_dim, kStrip) + sum_stride(h.answer_dim) + kStrip) + 3 * kStrip;
+}
+
+// With one block a tile is finished before the one after next begins. With several, every tile of a pass stays;
+// the rows after its last whole tile may make two small ones.
+constexpr std::size_t tile_slots(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
+    return h.n_blocks == 1 ? 2 : pass_rows / max_rows + 2;
+}
+
+// Scratch of one thread: the slots, and one tile of weights.
 constexpr std::size_t scratch_floats(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
-    const std::size_t rows = round_up(pass_rows, max_rows) + kStrip;
-    return rows * round_up(h.query_dim, kStrip) + max_rows * round_up(h.block_heads, 2 * kStrip) +
-           round_up(max_rows * h.answer_dim, kStrip) + 3 * round_up(rows, kStrip);
+    return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) + max_rows * round_up(h.block_heads, 2 * kStrip);
 }
 
 }  // namespace headroute

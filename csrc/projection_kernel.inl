@@ -5,43 +5,32 @@
 //   p[n]   = Σ_k w[n,k] a[k] / Σ_k w[n,k]   w is at most 1; a is scaled so that K · |a| cannot overflow
 //
 // Loop nest of one pass (rows of one thread):
-//   pack rows     queries into strips, ‖q‖ and NaN in the same sweep: q crosses memory once
 //   for block     a few hundred heads whose centroids and answers stay in L2 together
 //     for tile    kRows rows
 //       dot       centroid panels of 2 vectors × kRows broadcasts → weights tile (L1)
+//                   beside it (first block): the next tile's queries are packed into strips, and squared for ‖q‖
 //       softmax   running maximum, exp2, sum; on the tile, in L1
-//       mix       answer panels × weights broadcasts → added to `out` (last block: also divided)
-// N×K is never in memory. With one block a pass is one tile, and `out` is written once and never read.
+//       mix       answer panels × weights broadcasts → sums of the tile
+//                   beside it (last block): the panel before is divided by Σw and written to `out`
+// N×K is never in memory; q and `out` cross memory once. What is done beside a product costs little, because a
+// product is bound by its multiply-adds and the CPU runs a line of loads and stores between two of them; done in one
+// piece before or after, the same work took 25 % of the time at K = 16 (docs/decisions/0003).
+// With one block a tile is finished at once, and two slots of scratch take turns; with several, every tile of the
+// pass has its slot.
 //
 // The same bits for the same row, always: each dot product and each weighted sum is added up in one order, whatever
 // the tile's height and the row's place in it; block borders depend on K, d, e and the width of a vector alone.
 // Accuracy: sums are cut into short chains (kChain, kWeightChain, a block), so that rounding errors grow with the
 // chain's length and not with d or K; docs/decisions/0002. Not responsible for: threads, memory, checks of shapes
-// (engine.cpp).
+// (engine.cpp), the product itself (multiply.h).
 
+#include "multiply.h"
 #include "projection.h"
 #include "vec.h"
 
 namespace {
 
 using namespace headroute;
-
-constexpr std::size_t kPanel = 2 * kLanes;
-
-// Rows of the largest tile: kRows × 2 accumulators, 2 panel vectors and 1 broadcast fill the register file (32
-// vectors, 16 on AVX2 and SSE2). More rows also mean fewer bytes of panel from L2 for each multiplication.
-#if defined(__AVX512F__)
-constexpr std::size_t kRows = 14;
-#elif defined(__AVX2__)
-constexpr std::size_t kRows = 6;
-#elif defined(__SSE2__)
-constexpr std::size_t kRows = 5;  // mul and add need a temporary, since there is no FMA
-#else
-constexpr std::size_t kRows = 12;
-#endif
-// Tiles for what is left over: 4 rows, and 1 row (a single query) over several panels at once, because 2
-// accumulators alone would wait for the latency of the multiply-add.
-constexpr std::size_t kFewRows = 4;
 
 // Products of a dot product added up in one chain before that sum is put aside: its rounding error grows with the root
 // of this length. OpenBLAS restarts after 192 or 320; 96 gives 0.6 to 0.85 of NumPy's error at τ <= 0.1, one chain of
@@ -50,94 +39,102 @@ constexpr std::size_t kChain = 96;
 // Likewise vectors of weights.
 constexpr std::size_t kWeightChain = 16;
 
-HR_INLINE std::size_t tile_rows(std::size_t rest) {
-    if (rest == 1) return 1;
-    return rest > kRows / 2 ? kRows : kFewRows;
-}
-
-HR_INLINE std::size_t min(std::size_t a, std::size_t b) { return a < b ? a : b; }
-
-// acc[row][j] = Σ_k strips[row][k] · panels[k][j] for ROWS rows and VECTORS vectors of columns, k ascending from 0.
-//   strips   [depth / 16][ROWS][16]
-//   panels   vector j of column k at panels + (j / 2) · panel_stride + k · width + (j % 2) · kLanes,
-//            width = kPanel, or kLanes for the half panel (VECTORS == 1)
-// Calls at_strip(k) before each whole strip.
-template <std::size_t ROWS, std::size_t VECTORS, typename AtStrip>
-HR_INLINE void multiply_tile(const float* strips, const float* panels, std::size_t panel_stride, std::size_t depth,
-                             vfloat (&acc)[ROWS][VECTORS], AtStrip at_strip) {
-    constexpr std::size_t kWidth = VECTORS == 1 ? kLanes : kPanel;
-#pragma GCC unroll 16
-    for (std::size_t m = 0; m < ROWS; ++m)
-#pragma GCC unroll 8
-        for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = zero();
-
-    const auto step = [&](const float* column, const float* panel) __attribute__((always_inline)) {
-        vfloat b[VECTORS];
-#pragma GCC unroll 8
-        for (std::size_t j = 0; j < VECTORS; ++j) b[j] = load(panel + (j / 2) * panel_stride + (j % 2) * kLanes);
-#pragma GCC unroll 16
-        for (std::size_t m = 0; m < ROWS; ++m) {
-            const vfloat a = splat(column[m * kStrip]);
-#pragma GCC unroll 8
-            for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = fma(a, b[j], acc[m][j]);
-        }
-    };
-    std::size_t start = 0;
-    for (; start + kStrip <= depth; start += kStrip) {
-        at_strip(start);
-#pragma GCC unroll 2
-        for (std::size_t k = 0; k < kStrip; ++k) step(strips + k, panels + k * kWidth);
-        strips += ROWS * kStrip;
-        panels += kStrip * kWidth;
-    }
-    for (std::size_t k = 0; start + k < depth; ++k) step(strips + k, panels + k * kWidth);
-}
-
-// Calls use(column, start, acc) for every tile of `columns` columns and every chain [start, start + chain) of depth:
-// full panels, then the half panel if there is one. Calls at_strip(k) at every strip of the first tile.
-template <std::size_t ROWS, typename Use, typename AtStrip>
-HR_INLINE void multiply(const float* strips, const float* panels, std::size_t depth, std::size_t chain,
-                        std::size_t columns, Use use, AtStrip at_strip) {
-    constexpr std::size_t kWide = ROWS == 1 ? 8 : ROWS == kFewRows && kLanes == 16 ? 4 : 2;
-    const std::size_t padded = round_up(columns, kLanes);
-    std::size_t column = 0;
-    const auto tile = [&](auto& acc) __attribute__((always_inline)) {
-        constexpr std::size_t kVectors = sizeof(acc[0]) / sizeof(vfloat);
-        constexpr std::size_t kWidth = kVectors == 1 ? kLanes : kPanel;
-        const float* panel = panels + column * depth;
-        for (std::size_t start = 0; start < depth; start += chain) {
-            const auto strip_of_first = [&](std::size_t k) __attribute__((always_inline)) {
-                if (column == 0) at_strip(start + k);
-            };
-            multiply_tile(strips + start * ROWS, panel + start * kWidth, kPanel * depth, min(chain, depth - start), acc,
-                          strip_of_first);
-            use(column, start, acc);
-        }
-        column += kVectors * kLanes;
-    };
-    if constexpr (kWide > 2) {
-        while (column + kWide * kLanes <= padded) {
-            vfloat acc[ROWS][kWide];
-            tile(acc);
-        }
-    }
-    while (column + kPanel <= padded) {
-        vfloat acc[ROWS][2];
-        tile(acc);
-    }
-    if (column < padded) {
-        vfloat acc[ROWS][1];
-        tile(acc);
-    }
-}
-
-// What the kernel knows of a tile of rows.
+// A tile of rows on its way through the kernel: which rows, and where they are in the thread's scratch.
 struct Tile {
-    std::size_t rows;   // real ones; up to the tile's height, the rest is padding
-    float* strips;      // [d / 16][height][16] queries
-    float* scale;       // [height] c = log2(e) / (τ‖q‖); 0 for a zero query: all weights equal
-    float* maximum;     // [height] m
-    float* weight_sum;  // [height] Σ w
+    std::size_t slot;
+    std::size_t first;   // counted from the start of `Rows`
+    std::size_t rows;    // real ones, 0 when there are none left; up to `height` the rest is padding
+    std::size_t height;  // kRows, kFewRows or 1
+    float* strips;       // [d / 16][height][16] queries
+    float* sums;         // [height][sum_stride(e)] Σ w a so far
+    float* squares;      // [height][16] Σ q², to be added up
+    float* scale;        // [height] c = log2(e) / (τ‖q‖); 0 for a zero query: all weights equal
+    float* maximum;      // [height] m
+    float* weight_sum;   // [height] Σ w
+};
+
+// The tile that begins with row `first` of a pass that ends before row `end`.
+HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t slot, std::size_t first,
+                       std::size_t end) {
+    const std::size_t rest = end - first;
+    const std::size_t height = rest == 1 ? 1 : rest > kRows / 2 ? kRows : kFewRows;
+    Tile tile{slot, first, min(rest, height), height, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    tile.strips = rows.scratch + slot * slot_floats(heads, kRows);
+    tile.sums = tile.strips + kRows * round_up(heads.query_dim, kStrip);
+    tile.squares = tile.sums + kRows * sum_stride(heads.answer_dim);
+    tile.scale = tile.squares + kRows * kStrip;
+    tile.maximum = tile.scale + kStrip;
+    tile.weight_sum = tile.maximum + kStrip;
+    return tile;
+}
+
+HR_INLINE Tile tile_after(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t end) {
+    const std::size_t slot = tile.slot + 1 < tile_slots(heads, rows.pass_rows, kRows) ? tile.slot + 1 : 0;
+    return tile_at(heads, rows, slot, tile.first + tile.rows, end);
+}
+
+// Copies a tile's queries into its strips and sums up their squares, 16 columns of one row at a time.
+class Packer {
+   public:
+    HR_MEMBER Packer(const Rows& rows, std::size_t d, const Tile& tile)
+        : tile_(tile),
+          d_(tile.rows > 0 ? d : 0),
+          stride_(rows.query_stride),
+          first_row_(rows.queries + static_cast<std::ptrdiff_t>(tile.first) * stride_),
+          // The rows of the tile after this one are asked for now: a tile's time before they are read.
+          ahead_(tile.first + 2 * tile.rows <= rows.n ? static_cast<std::ptrdiff_t>(tile.rows) * stride_ : 0) {
+        for (std::size_t i = 0; i < tile.height * kStrip; i += kLanes) store(tile.squares + i, zero());
+        begin_strip();
+    }
+
+    HR_MEMBER void line() {
+        if (column_ + kStrip > d_) return;
+        pack(from_);
+        __builtin_prefetch(from_ + ahead_);
+        from_ += stride_;
+        to_ += kStrip;
+        if (++row_ == tile_.rows) {
+            column_ += kStrip;
+            begin_strip();
+        }
+    }
+
+    HR_MEMBER void rest() {
+        while (column_ + kStrip <= d_) line();
+        if (column_ < d_)
+            for (; row_ < tile_.rows; ++row_, from_ += stride_, to_ += kStrip) {
+                float strip[kStrip] = {};
+                __builtin_memcpy(strip, from_, (d_ - column_) * sizeof(float));
+                pack(strip);
+            }
+        for (std::size_t column = 0; column < d_; column += kStrip)
+            for (std::size_t i = tile_.rows * kStrip; i < tile_.height * kStrip; i += kLanes)
+                store(tile_.strips + column * tile_.height + i, zero());
+    }
+
+   private:
+    HR_MEMBER void begin_strip() {
+        row_ = 0;
+        from_ = first_row_ + column_;
+        to_ = tile_.strips + column_ * tile_.height;
+    }
+    HR_MEMBER void pack(const float* from) {
+        float* squares = tile_.squares + row_ * kStrip;
+        for (std::size_t j = 0; j < kStrip; j += kLanes) {
+            const vfloat x = load(from + j);
+            store(to_ + j, x);
+            store(squares + j, fma(x, x, load(squares + j)));
+        }
+    }
+
+    const Tile& tile_;
+    const std::size_t d_;
+    const std::ptrdiff_t stride_;
+    const float* const first_row_;
+    const std::ptrdiff_t ahead_;
+    const float* from_ = nullptr;
+    float* to_ = nullptr;
+    std::size_t row_ = 0, column_ = 0;
 };
 
 HR_INLINE bool is_finite(float x) { return x - x == 0.0f; }
@@ -165,94 +162,26 @@ __attribute__((noinline)) float rescale_row(float* row, std::size_t row_stride, 
     return static_cast<float>(norm2);
 }
 
-// Copies one query into its strips, zero beyond the last column; returns ‖q‖². Two accumulators, since one would be
-// bound by the latency of the addition.
-HR_INLINE float pack_row(const float* query, std::size_t d, float* row, std::size_t row_stride) {
-    vfloat even = zero(), odd = zero();
-    std::size_t i = 0;
-    for (; i + 2 * kStrip <= d; i += 2 * kStrip, row += 2 * row_stride)
-        for (std::size_t j = 0; j < kStrip; j += kLanes) {
-            const vfloat x = load(query + i + j), y = load(query + i + kStrip + j);
-            store(row + j, x);
-            store(row + row_stride + j, y);
-            even = fma(x, x, even);
-            odd = fma(y, y, odd);
-        }
-    for (; i < d; i += kStrip, row += row_stride) {
-        float strip[kStrip] = {};
-        __builtin_memcpy(strip, query + i, min(kStrip, d - i) * sizeof(float));
-        for (std::size_t j = 0; j < kStrip; j += kLanes) {
-            const vfloat x = load(strip + j);
-            store(row + j, x);
-            even = fma(x, x, even);
-        }
-    }
-    return reduce_add(even + odd);
-}
-
-// Copies ROWS queries into strips (zero beyond the last column and the last row) and finds their scale.
-// Returns the first bad row, or kNoBadRow.
-template <std::size_t ROWS>
-HR_INLINE std::size_t pack_rows(const Rows& rows, std::size_t first, std::size_t d, const Tile& tile) {
-    constexpr std::size_t kRowStride = ROWS * kStrip;
-    std::size_t bad = kNoBadRow;
-    for (std::size_t m = 0; m < ROWS; ++m) {
-        float* strip = tile.strips + m * kStrip;
+// Finds the scale of every row of a packed tile. Returns its first row with a NaN or infinity, or kNoBadRow.
+HR_INLINE std::size_t measure_queries(const Rows& rows, std::size_t d, const Tile& tile) {
+    for (std::size_t m = 0; m < tile.height; ++m) {
         tile.maximum[m] = -__builtin_inff();
         tile.weight_sum[m] = 0.0f;
         tile.scale[m] = 0.0f;
-        if (m >= tile.rows) {
-            for (std::size_t i = 0; i < d; i += kStrip)
-                for (std::size_t j = 0; j < kStrip; j += kLanes) store(strip + i * ROWS + j, zero());
-            continue;
-        }
-        const float* query = rows.queries + static_cast<std::ptrdiff_t>(first + m) * rows.query_stride;
-        float norm2 = pack_row(query, d, strip, kRowStride);
+        if (m >= tile.rows) continue;
+        vfloat squares = zero();
+        for (std::size_t j = 0; j < kStrip; j += kLanes) squares += load(tile.squares + m * kStrip + j);
+        float norm2 = reduce_add(squares);
         if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) {  // also taken by NaN and by a zero query
-            norm2 = rescale_row(strip, kRowStride, d);
-            if (norm2 < 0.0f) {
-                bad = bad == kNoBadRow ? first + m : bad;
-                continue;
-            }
+            norm2 = rescale_row(tile.strips + m * kStrip, tile.height * kStrip, d);
+            if (norm2 < 0.0f) return tile.first + m;
         }
         if (norm2 > 0.0f) {
             const double scale = rows.log2e_over_temperature / __builtin_sqrt(static_cast<double>(norm2));
             tile.scale[m] = static_cast<float>(scale < 0x1p127 ? scale : 0x1p127);
         }
     }
-    return bad;
-}
-
-// The queries of the next pass, asked for while this one computes: with few heads memory is the limit. A strip at a
-// time, so that the requests never queue up: at K = 16 this takes 25 % off the time, all at once before the tile 14 %
-// (d = e = 384, 50,000 queries; at K = 64 it takes 16 and 8 %).
-struct Prefetch {
-    const float* queries;
-    std::ptrdiff_t stride;
-    std::size_t n;
-
-    inline __attribute__((always_inline)) void strip(std::size_t k) const {
-        for (std::size_t m = 0; m < n; ++m) __builtin_prefetch(queries + static_cast<std::ptrdiff_t>(m) * stride + k);
-    }
-};
-
-// Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16].
-template <std::size_t ROWS>
-HR_INLINE void dot_block(const float* strips, const float* centroids, std::size_t d, std::size_t heads,
-                         const Prefetch& next, float* dots) {
-    const auto prefetch = [&](std::size_t k) __attribute__((always_inline)) { next.strip(k); };
-    const auto keep = [&](std::size_t column, std::size_t start, auto& acc) __attribute__((always_inline)) {
-        constexpr std::size_t kVectors = sizeof(acc[0]) / sizeof(vfloat);
-#pragma GCC unroll 16
-        for (std::size_t m = 0; m < ROWS; ++m)
-#pragma GCC unroll 8
-            for (std::size_t j = 0; j < kVectors; ++j) {
-                const std::size_t at = column + j * kLanes;
-                float* p = dots + at / kStrip * (ROWS * kStrip) + m * kStrip + at % kStrip;
-                store(p, start == 0 ? acc[m][j] : load(p) + acc[m][j]);
-            }
-    };
-    multiply<ROWS>(strips, centroids, d, kChain, heads, keep, prefetch);
+    return kNoBadRow;
 }
 
 // The maximum of a row of dots. `row` points at its first strip.
@@ -289,171 +218,218 @@ HR_INLINE float row_weights(float* row, std::size_t row_stride, std::size_t head
     return reduce_add(sum);
 }
 
-// Online softmax over one block of a tile. decay[row] is what earlier blocks' sums must be multiplied by.
+// Online softmax over one block of a tile: raw dots [block / 16][ROWS][16] → weights, in place. When a row's maximum
+// grows, what earlier blocks summed up shrinks accordingly.
 template <std::size_t ROWS>
-HR_INLINE void softmax_block(const Tile& tile, float* dots, std::size_t heads, float* decay) {
+HR_INLINE void softmax_block(const Tile& tile, float* dots, std::size_t heads, std::size_t e) {
     for (std::size_t m = 0; m < ROWS; ++m) {
         float* row = dots + m * kStrip;
         const float block_maximum = row_maximum(row, ROWS * kStrip, heads);
         const float before = tile.maximum[m];
-        const float maximum = block_maximum > before ? block_maximum : before;
-        decay[m] = 1.0f;
-        if (tile.weight_sum[m] == 0.0f) {
-            decay[m] = 0.0f;  // the first block
-        } else if (maximum > before) {
-            const vfloat change = exp2_nonpositive(splat((before - maximum) * tile.scale[m]));
-            decay[m] = reduce_max(change);
-        }
-        tile.maximum[m] = maximum;
-        const float sum = row_weights(row, ROWS * kStrip, heads, maximum, tile.scale[m]);
-        tile.weight_sum[m] = tile.weight_sum[m] * decay[m] + sum;
-    }
-}
-
-// out = out · decay + weights × answers, then · answer_scale / Σw after the last block.
-template <std::size_t ROWS>
-HR_INLINE void mix_block(const Tile& tile, const float* weights, const float* answers, std::size_t heads, std::size_t e,
-                         float answer_scale, const float* decay, bool first, bool last, float* out) {
-    float inverse[ROWS];
-    for (std::size_t m = 0; m < ROWS; ++m) inverse[m] = last ? answer_scale / tile.weight_sum[m] : 1.0f;
-    const auto write = [&](std::size_t column, std::size_t, auto& acc) __attribute__((always_inline)) {
-        constexpr std::size_t kVectors = sizeof(acc[0]) / sizeof(vfloat);
-        const bool whole = column + kVectors * kLanes <= e;
-        if (whole && tile.rows == ROWS && first && last) {  // the common case, free of branches
-#pragma GCC unroll 16
-            for (std::size_t m = 0; m < ROWS; ++m)
-#pragma GCC unroll 8
-                for (std::size_t j = 0; j < kVectors; ++j)
-                    store(out + m * e + column + j * kLanes, acc[m][j] * splat(inverse[m]));
-            return;
-        }
-        for (std::size_t m = 0; m < tile.rows; ++m)
-#pragma GCC unroll 8
-            for (std::size_t j = 0; j < kVectors; ++j) {
-                const std::size_t at = column + j * kLanes;
-                if (at >= e) break;
-                const std::size_t n = min(e - at, kLanes);
-                float* p = out + m * e + at;
-                vfloat v = acc[m][j];
-                if (!first) v = fma(whole ? load(p) : load_partial(p, n, 0.0f), splat(decay[m]), v);
-                v *= splat(inverse[m]);
-                if (whole)
-                    store(p, v);
-                else
-                    store_partial(p, v, n);
+        if (block_maximum > before) {
+            tile.maximum[m] = block_maximum;
+            if (tile.weight_sum[m] > 0.0f) {  // not the first block
+                const vfloat decay = exp2_nonpositive(splat((before - block_maximum) * tile.scale[m]));
+                tile.weight_sum[m] *= reduce_max(decay);
+                float* sums = tile.sums + m * sum_stride(e);
+                for (std::size_t i = 0; i < e; i += kLanes) store(sums + i, load(sums + i) * decay);
             }
-    };
-    multiply<ROWS>(weights, answers, heads, heads, e, write, [](std::size_t) {});
-}
-
-// Copies n floats past the caches, in whole cache lines wherever `to` starts.
-HR_INLINE void stream_copy(float* to, const float* from, std::size_t n) {
-    const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(to) % 64 / sizeof(float);
-    const std::size_t head = min(misaligned ? kStrip - misaligned : 0, n);
-    __builtin_memcpy(to, from, head * sizeof(float));
-    std::size_t i = head;
-    for (; i + kStrip <= n; i += kStrip)
-        for (std::size_t j = 0; j < kStrip; j += kLanes) stream(to + i + j, load(from + i + j));
-    __builtin_memcpy(to + i, from + i, (n - i) * sizeof(float));
-}
-
-// The scratch of a thread, divided; the sizes are those of scratch_floats().
-struct Scratch {
-    float* strips;
-    float* dots;
-    float* tile_out;
-    float* scale;
-    float* maximum;
-    float* weight_sum;
-};
-
-HR_INLINE Scratch divide_scratch(const PackedHeads& heads, const Rows& rows) {
-    const std::size_t padded = round_up(rows.pass_rows, kRows) + kStrip;
-    Scratch s;
-    s.strips = rows.scratch;
-    s.dots = s.strips + padded * round_up(heads.query_dim, kStrip);
-    s.tile_out = s.dots + kRows * round_up(heads.block_heads, 2 * kStrip);
-    s.scale = s.tile_out + round_up(kRows * heads.answer_dim, kStrip);
-    s.maximum = s.scale + round_up(padded, kStrip);
-    s.weight_sum = s.maximum + round_up(padded, kStrip);
-    return s;
-}
-
-template <std::size_t ROWS>
-struct Height {
-    static constexpr std::size_t value = ROWS;
-};
-
-// Calls use(height, tile, first) for each tile of a pass of n rows; `first` counts from the start of the pass.
-template <typename Use>
-HR_INLINE void for_each_tile(const Scratch& s, std::size_t n, std::size_t d, Use use) {
-    for (std::size_t first = 0; first < n;) {
-        const std::size_t height = tile_rows(n - first);
-        const Tile tile{min(height, n - first), s.strips + first * round_up(d, kStrip), s.scale + first,
-                        s.maximum + first, s.weight_sum + first};
-        if (height == kRows)
-            use(Height<kRows>{}, tile, first);
-        else if (height == kFewRows)
-            use(Height<kFewRows>{}, tile, first);
-        else
-            use(Height<1>{}, tile, first);
-        first += tile.rows;
+        }
+        tile.weight_sum[m] += row_weights(row, ROWS * kStrip, heads, tile.maximum[m], tile.scale[m]);
     }
 }
+
+// to = from · factor for the few floats at the ends of a row.
+HR_INLINE void scale_few(float* to, const float* from, std::size_t n, float factor) {
+    std::size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vfloat4 v;
+        __builtin_memcpy(&v, from + i, sizeof v);
+        v *= factor;
+        __builtin_memcpy(to + i, &v, sizeof v);
+    }
+    for (; i < n; ++i) to[i] = from[i] * factor;
+}
+
+// Writes finished columns of a tile to `out`, a row at a time: sums · answer_scale / Σw. Past the caches, if
+// rows.stream says so, and then in whole cache lines wherever `out` starts: a line may have to wait for the next panel.
+class Writer {
+   public:
+    HR_MEMBER Writer(const Rows& rows, const PackedHeads& heads, const Tile& tile)
+        : e_(heads.answer_dim),
+          stream_(rows.stream),
+          rows_(tile.rows),
+          sums_(tile.sums),
+          out_(rows.out + tile.first * e_),
+          row_(rows_) {
+        for (std::size_t m = 0; m < rows_; ++m) factor_[m] = heads.answer_scale / tile.weight_sum[m];
+    }
+
+    // Columns up to `columns` are complete in all rows.
+    HR_MEMBER void ready(std::size_t columns) {
+        rest();
+        written_ = ready_;
+        ready_ = columns;
+        row_ = 0;
+    }
+
+    HR_MEMBER void row() {
+        if (row_ == rows_) return;
+        const float* from = sums_ + row_ * sum_stride(e_);
+        float* to = out_ + row_ * e_;
+        const vfloat f = splat(factor_[row_++]);
+        const std::size_t head = head_of(to);
+        for (std::size_t i = head + (written_ < head ? 0 : (written_ - head) / kStrip * kStrip); i + kStrip <= ready_;
+             i += kStrip)
+            for (std::size_t j = 0; j < kStrip; j += kLanes) {
+                const vfloat v = load(from + i + j) * f;
+                if (stream_)
+                    stream(to + i + j, v);
+                else
+                    store(to + i + j, v);
+            }
+    }
+
+    HR_MEMBER void rest() {
+        while (row_ < rows_) row();
+    }
+
+    // What is less than a line, at both ends of every row.
+    HR_MEMBER void ends() const {
+        for (std::size_t m = 0; m < rows_; ++m) {
+            const float* from = sums_ + m * sum_stride(e_);
+            float* to = out_ + m * e_;
+            const std::size_t head = head_of(to), tail = head + (e_ - head) / kStrip * kStrip;
+            scale_few(to, from, head, factor_[m]);
+            scale_few(to + tail, from + tail, e_ - tail, factor_[m]);
+        }
+    }
+
+   private:
+    // Floats of a row before its first whole line.
+    HR_MEMBER std::size_t head_of(const float* row) const {
+        const std::size_t misaligned = stream_ ? reinterpret_cast<std::uintptr_t>(row) % 64 / sizeof(float) : 0;
+        return misaligned == 0 ? 0 : min(kStrip - misaligned, e_);
+    }
+
+    const std::size_t e_;
+    const bool stream_;
+    const std::size_t rows_;
+    const float* const sums_;
+    float* const out_;
+    float factor_[kRows];
+    std::size_t row_;
+    std::size_t written_ = 0, ready_ = 0;  // columns
+};
 
 struct Block {
     const float* centroids;
     const float* answers;
     std::size_t first;  // head
     std::size_t heads;
+    bool is_first, is_last;
 };
 
 HR_INLINE Block block_at(const PackedHeads& heads, std::size_t index) {
     const std::size_t first = index * heads.block_heads;
     const std::size_t n = min(heads.block_heads, heads.n_heads - first);
     const float* centroids = heads.data + index * block_floats(heads, heads.block_heads, kLanes);
-    return {centroids, centroids + round_up(n, kLanes) * heads.query_dim, first, n};
+    return {centroids, centroids + round_up(n, kLanes) * heads.query_dim, first, n, index == 0,
+            index + 1 == heads.n_blocks};
 }
 
-// Packs a pass; returns its first bad row, counted from the start of `rows`, or kNoBadRow.
-HR_INLINE std::size_t pack_pass(const PackedHeads& heads, const Rows& rows, const Scratch& s, std::size_t start,
-                                std::size_t n) {
-    std::size_t bad = kNoBadRow;
-    for_each_tile(s, n, heads.query_dim, [&](auto height, const Tile& tile, std::size_t first) {
-        const std::size_t found = pack_rows<decltype(height)::value>(rows, start + first, heads.query_dim, tile);
-        bad = min(bad, found);
-    });
-    return bad;
+// Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16].
+template <std::size_t ROWS, typename Beside>
+HR_INLINE void dot_block(const PackedHeads& heads, const Tile& tile, const Block& block, float* dots, Beside beside) {
+    multiply<ROWS>(tile.strips, block.centroids, heads.query_dim, kChain, block.heads,
+                   Target{dots, kStrip, ROWS * kStrip, false}, beside, [](std::size_t) {});
 }
 
-// With one block a pass is one tile, and the next one's queries fit into L1 beside it.
-HR_INLINE Prefetch next_pass(const PackedHeads& heads, const Rows& rows, std::size_t first) {
-    const std::size_t n = heads.n_blocks == 1 ? min(rows.pass_rows, rows.n - first) : 0;
-    return {rows.queries + static_cast<std::ptrdiff_t>(first) * rows.query_stride, rows.query_stride, n};
-}
+HR_INLINE void nothing() {}
 
-std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
-    const Scratch s = divide_scratch(heads, rows);
+// One block of a tile, projected; `next` is packed beside the first one.
+template <std::size_t ROWS>
+HR_INLINE void project_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
+                             const Tile& next, float* weights) {
     const std::size_t e = heads.answer_dim;
-    float decay[kRows];
+    if (block.is_first) {
+        Packer packer(rows, heads.query_dim, next);
+        dot_block<ROWS>(heads, tile, block, weights, [&]() __attribute__((always_inline)) { packer.line(); });
+        packer.rest();
+    } else {
+        // The sums were last touched a pass of rows ago and are in L3: 2 to 3 % at K = 1,024 if nobody asks for them.
+        const float* sums = tile.sums;
+        const float* const end = sums + ROWS * sum_stride(e);
+        dot_block<ROWS>(heads, tile, block, weights, [&]() __attribute__((always_inline)) {
+            if (sums >= end) return;
+            __builtin_prefetch(sums);
+            sums += kStrip;
+        });
+    }
+    softmax_block<ROWS>(tile, weights, block.heads, e);
+    const Target sums{tile.sums, sum_stride(e), kStrip, !block.is_first};
+    if (block.is_last) {
+        Writer writer(rows, heads, tile);
+        multiply<ROWS>(
+            weights, block.answers, block.heads, block.heads, e, sums,
+            [&]() __attribute__((always_inline)) { writer.row(); },
+            [&](std::size_t columns) __attribute__((always_inline)) { writer.ready(columns); });
+        writer.rest();
+        writer.ends();
+    } else {
+        multiply<ROWS>(weights, block.answers, block.heads, block.heads, e, sums, nothing, [](std::size_t) {});
+    }
+}
+
+// One block of a tile, its dots copied to `out`; after the last block they are turned into weights, since the maximum
+// is known only then.
+template <std::size_t ROWS>
+HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
+                           const Tile& next, float* dots) {
+    const std::size_t n_heads = heads.n_heads;
+    dot_block<ROWS>(heads, tile, block, dots, nothing);
+    if (block.is_first) Packer(rows, heads.query_dim, next).rest();
+    for (std::size_t m = 0; m < tile.rows; ++m) {
+        float* w = rows.out + (tile.first + m) * n_heads;
+        for (std::size_t k = 0; k < block.heads; k += kStrip)
+            __builtin_memcpy(w + block.first + k, dots + k * ROWS + m * kStrip,
+                             min(kStrip, block.heads - k) * sizeof(float));
+        if (!block.is_last) continue;
+        const float maximum = row_maximum(w, kStrip, n_heads);
+        double sum = 0.0;
+        for (std::size_t k = 0; k < n_heads; k += heads.block_heads)
+            sum += row_weights(w + k, kStrip, min(heads.block_heads, n_heads - k), maximum, tile.scale[m]);
+        const vfloat divisor = splat(static_cast<float>(sum));
+        std::size_t k = 0;
+        for (; k + kLanes <= n_heads; k += kLanes) store(w + k, load(w + k) / divisor);
+        if (k < n_heads) store_partial(w + k, load_partial(w + k, n_heads - k, 0.0f) / divisor, n_heads - k);
+    }
+}
+
+// Calls compute(Constant<tile height>, block, tile, next tile) for every block and tile of every pass.
+template <typename Compute>
+HR_INLINE std::size_t for_each_tile(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt,
+                                    Compute compute) {
     for (std::size_t start = 0; start < rows.n; start += rows.pass_rows) {
-        const std::size_t n = min(rows.pass_rows, rows.n - start);
-        const std::size_t bad = pack_pass(heads, rows, s, start, n);
-        if (bad != kNoBadRow) return bad;
-        const Prefetch next = next_pass(heads, rows, start + n);
+        const std::size_t end = min(start + rows.pass_rows, rows.n);
         for (std::size_t b = 0; b < heads.n_blocks; ++b) {
             const Block block = block_at(heads, b);
-            const bool first_block = b == 0, last_block = b + 1 == heads.n_blocks;
-            for_each_tile(s, n, heads.query_dim, [&](auto height, const Tile& tile, std::size_t first) {
-                constexpr std::size_t kHeight = decltype(height)::value;
-                float* out = rows.out + (start + first) * e;
-                float* target = rows.stream ? s.tile_out : out;
-                dot_block<kHeight>(tile.strips, block.centroids, heads.query_dim, block.heads, next, s.dots);
-                softmax_block<kHeight>(tile, s.dots, block.heads, decay);
-                mix_block<kHeight>(tile, s.dots, block.answers, block.heads, e, heads.answer_scale, decay, first_block,
-                                   last_block, target);
-                if (rows.stream) stream_copy(out, target, tile.rows * e);
-            });
+            Tile next = tile_at(heads, rows, 0, start, end);
+            if (block.is_first) Packer(rows, heads.query_dim, next).rest();
+            while (next.rows > 0) {
+                const Tile tile = next;
+                if (block.is_first) {
+                    const std::size_t bad = measure_queries(rows, heads.query_dim, tile);
+                    if (bad != kNoBadRow) return bad;
+                }
+                next = tile_after(heads, rows, tile, end);
+                if (tile.height == kRows)
+                    compute(Constant<kRows>{}, block, tile, next);
+                else if (tile.height == kFewRows)
+                    compute(Constant<kFewRows>{}, block, tile, next);
+                else
+                    compute(Constant<1>{}, block, tile, next);
+            }
             if (interrupt.requested(interrupt.context)) return kNoBadRow;
         }
     }
@@ -461,44 +437,24 @@ std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt&
     return kNoBadRow;
 }
 
-// The weights themselves: dots of all blocks go to `out`, and one sweep over the finished rows of the pass turns
-// them into weights, since the maximum is known only then.
+HR_INLINE float* tile_weights(const PackedHeads& heads, const Rows& rows) {
+    return rows.scratch + tile_slots(heads, rows.pass_rows, kRows) * slot_floats(heads, kRows);
+}
+
+std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
+    float* const weights = tile_weights(heads, rows);
+    return for_each_tile(heads, rows, interrupt, [&](auto height, const Block& block, const Tile& tile,
+                                                      const Tile& next) {
+        project_block<decltype(height)::value>(heads, rows, block, tile, next, weights);
+    });
+}
+
 std::size_t route(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
-    const Scratch s = divide_scratch(heads, rows);
-    const std::size_t n_heads = heads.n_heads;
-    for (std::size_t start = 0; start < rows.n; start += rows.pass_rows) {
-        const std::size_t n = min(rows.pass_rows, rows.n - start);
-        float* out = rows.out + start * n_heads;
-        const std::size_t bad = pack_pass(heads, rows, s, start, n);
-        if (bad != kNoBadRow) return bad;
-        const Prefetch next = next_pass(heads, rows, start + n);
-        for (std::size_t b = 0; b < heads.n_blocks; ++b) {
-            const Block block = block_at(heads, b);
-            for_each_tile(s, n, heads.query_dim, [&](auto height, const Tile& tile, std::size_t first) {
-                constexpr std::size_t kHeight = decltype(height)::value;
-                dot_block<kHeight>(tile.strips, block.centroids, heads.query_dim, block.heads, next, s.dots);
-                for (std::size_t m = 0; m < tile.rows; ++m) {
-                    float* row = out + (first + m) * n_heads + block.first;
-                    for (std::size_t k = 0; k < block.heads; k += kStrip)
-                        __builtin_memcpy(row + k, s.dots + k * kHeight + m * kStrip,
-                                         min(kStrip, block.heads - k) * sizeof(float));
-                }
-            });
-            if (interrupt.requested(interrupt.context)) return kNoBadRow;
-        }
-        for (std::size_t row = 0; row < n; ++row) {
-            float* w = out + row * n_heads;
-            const float maximum = row_maximum(w, kStrip, n_heads);
-            double sum = 0.0;
-            for (std::size_t k = 0; k < n_heads; k += heads.block_heads)
-                sum += row_weights(w + k, kStrip, min(heads.block_heads, n_heads - k), maximum, s.scale[row]);
-            const vfloat divisor = splat(static_cast<float>(sum));
-            std::size_t k = 0;
-            for (; k + kLanes <= n_heads; k += kLanes) store(w + k, load(w + k) / divisor);
-            if (k < n_heads) store_partial(w + k, load_partial(w + k, n_heads - k, 0.0f) / divisor, n_heads - k);
-        }
-    }
-    return kNoBadRow;
+    float* const dots = tile_weights(heads, rows);
+    return for_each_tile(heads, rows, interrupt, [&](auto height, const Block& block, const Tile& tile,
+                                                      const Tile& next) {
+        route_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
+    });
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #endif
 
 #define HR_INLINE static inline __attribute__((always_inline))
+#define HR_MEMBER inline __attribute__((always_inline))
 
 namespace {
 

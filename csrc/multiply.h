@@ -1,0 +1,133 @@
+// The one product under both of the kernel's GEMMs: a tile of rows times panels of columns.
+//
+//   target[row][column] (+)= Σ_k strips[row][k] · panels[k][column]
+//
+// Rows are broadcast, panels are loaded, accumulators stay in registers over a chain of k. Each element is added up
+// in one order, k ascending, whatever the tile's height and the element's place in it. Everything here has internal
+// linkage and is compiled for the instruction set of the file that includes it. Not responsible for: what is packed
+// where (projection.h), what the product means (projection_kernel.inl).
+#pragma once
+
+#include "projection.h"
+#include "vec.h"
+
+namespace {
+
+using namespace headroute;
+
+constexpr std::size_t kPanel = 2 * kLanes;
+
+// Rows of the largest tile: kRows × 2 accumulators, 2 panel vectors and 1 broadcast fill the register file (32
+// vectors, 16 on AVX2 and SSE2). More rows also mean fewer bytes of panel from L2 for each multiplication.
+#if defined(__AVX512F__)
+constexpr std::size_t kRows = 14;
+#elif defined(__AVX2__)
+constexpr std::size_t kRows = 6;
+#elif defined(__SSE2__)
+constexpr std::size_t kRows = 5;  // mul and add need a temporary, since there is no FMA
+#else
+constexpr std::size_t kRows = 12;
+#endif
+// Tiles for what is left over: 4 rows, and 1 row (a single query) over several panels at once, because 2
+// accumulators alone would wait for the latency of the multiply-add.
+constexpr std::size_t kFewRows = 4;
+
+template <std::size_t N>
+struct Constant {
+    static constexpr std::size_t value = N;
+};
+
+HR_INLINE std::size_t min(std::size_t a, std::size_t b) { return a < b ? a : b; }
+
+// Where a product goes: element (row, column) is at data[row · row_stride + column / 16 · strip_stride + column % 16].
+struct Target {
+    float* data;
+    std::size_t row_stride;
+    std::size_t strip_stride;
+    bool add;  // to what is there, instead of replacing it
+};
+
+// Columns [column, column + VECTORS · kLanes) of the product of ROWS rows over one chain.
+//   strips   [depth / 16][ROWS][16]
+//   panels   vector j of column k at panels + (j / 2) · panel_stride + k · width + (j % 2) · kLanes,
+//            width = kPanel, or kLanes for the half panel (VECTORS == 1)
+// Calls beside() at every k: room for a load and a store or two of somebody else, since a step is bound by its ROWS ·
+// VECTORS multiply-adds and leaves most of the load and store ports idle.
+template <std::size_t ROWS, std::size_t VECTORS, typename Beside>
+HR_INLINE void multiply_chain(const float* strips, const float* panels, std::size_t panel_stride, std::size_t depth,
+                              std::size_t column, const Target& target, Beside beside) {
+    constexpr std::size_t kWidth = VECTORS == 1 ? kLanes : kPanel;
+    vfloat acc[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < ROWS; ++m)
+#pragma GCC unroll 8
+        for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = zero();
+
+    const auto step = [&](std::size_t k) __attribute__((always_inline)) {
+        const float* panel = panels + k * kWidth;
+        beside();
+        vfloat b[VECTORS];
+#pragma GCC unroll 8
+        for (std::size_t j = 0; j < VECTORS; ++j) b[j] = load(panel + (j / 2) * panel_stride + (j % 2) * kLanes);
+#pragma GCC unroll 16
+        for (std::size_t m = 0; m < ROWS; ++m) {
+            const vfloat a = splat(strips[m * kStrip + k]);
+#pragma GCC unroll 8
+            for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = fma(a, b[j], acc[m][j]);
+        }
+    };
+    std::size_t start = 0;
+    for (; start + kStrip <= depth; start += kStrip) {
+        for (std::size_t k = 0; k < kStrip; k += 2) {
+            step(k);
+            step(k + 1);
+        }
+        strips += ROWS * kStrip;
+        panels += kStrip * kWidth;
+    }
+    for (std::size_t k = 0; start + k < depth; ++k) step(k);
+
+    // Two loops without a branch inside, and no address of an accumulator taken: GCC would keep all of them in memory.
+    const auto finish = [&](auto combine) __attribute__((always_inline)) {
+        float* row = target.data + column / kStrip * target.strip_stride + column % kStrip;
+#pragma GCC unroll 16
+        for (std::size_t m = 0; m < ROWS; ++m, row += target.row_stride)
+#pragma GCC unroll 8
+            for (std::size_t j = 0; j < VECTORS; ++j) {
+                const std::size_t at = j * kLanes;  // a panel never crosses the end of a strip but at its own middle
+                float* p = row + at / kStrip * target.strip_stride + at % kStrip;
+                store(p, combine(p, acc[m][j]));
+            }
+    };
+    if (target.add)
+        finish([](const float* p, vfloat sum) __attribute__((always_inline)) { return load(p) + sum; });
+    else
+        finish([](const float*, vfloat sum) __attribute__((always_inline)) { return sum; });
+}
+
+// The whole product of ROWS rows: full panels, then the half panel if there is one, in chains of at most `chain` of
+// depth. Calls beside() at every k of every chain, and done(columns) each time that so many columns are complete.
+template <std::size_t ROWS, typename Beside, typename Done>
+HR_INLINE void multiply(const float* strips, const float* panels, std::size_t depth, std::size_t chain,
+                        std::size_t columns, const Target& target, Beside beside, Done done) {
+    constexpr std::size_t kWide = ROWS == 1 ? 8 : ROWS == kFewRows && kLanes == 16 ? 4 : 2;
+    const std::size_t padded = round_up(columns, kLanes);
+    std::size_t column = 0;
+    const auto tile = [&](auto vectors) __attribute__((always_inline)) {
+        constexpr std::size_t kVectors = decltype(vectors)::value;
+        constexpr std::size_t kWidth = kVectors == 1 ? kLanes : kPanel;
+        const float* panel = panels + column * depth;
+        Target part = target;
+        for (std::size_t start = 0; start < depth; start += chain, part.add = true)
+            multiply_chain<ROWS, kVectors>(strips + start * ROWS, panel + start * kWidth, kPanel * depth,
+                                           min(chain, depth - start), column, part, beside);
+        column += kVectors * kLanes;
+        done(min(column, columns));
+    };
+    if constexpr (kWide > 2)
+        while (column + kWide * kLanes <= padded) tile(Constant<kWide>{});
+    while (column + kPanel <= padded) tile(Constant<2>{});
+    if (column < padded) tile(Constant<1>{});
+}
+
+}  // namespace
