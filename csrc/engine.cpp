@@ -17,7 +17,7 @@ constexpr double kLog2E = 1.4426950408889634;
 // Rows that pass through all blocks of heads together. Enough of them that fetching a block from L3 is a small part
 // of using it; few enough that their queries and outputs stay in L3, and within the memory a thread may use.
 constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6
-constexpr std::size_t kPassBytes = std::size_t{6} << 20;
+constexpr std::size_t kPassBytes = std::size_t{5} << 20;
 
 // Output larger than this leaves the caches before anybody reads it: do not fetch its lines in order to overwrite them.
 constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
@@ -83,10 +83,8 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
         if (interrupted()) stop = true;
     };
     // The calling thread asks; the others only look at the answer.
-    // With few heads it is asked every microsecond or two, so it does not look at the clock each time.
-    std::size_t asked = 0;
     const std::function<bool()> caller_stops = [&] {
-        if (++asked % 16 == 0) poll_caller();
+        poll_caller();
         return stop.load(std::memory_order_relaxed);
     };
     const Interrupt caller{[](void* f) { return (*static_cast<const std::function<bool()>*>(f))(); },

@@ -73,14 +73,15 @@ constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
 }
 
 // With one block a tile is finished before the one after next begins. With several, every tile of a pass stays;
-// the rows after its last whole tile may make two small ones.
+// the rows after its last whole tile may make two small ones, which are one more than a whole tile would be.
 constexpr std::size_t tile_slots(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
-    return h.n_blocks == 1 ? 2 : pass_rows / max_rows + 2;
+    return h.n_blocks == 1 ? 2 : pass_rows / max_rows + 1;
 }
 
 // Scratch of one thread: the slots, and one tile of weights.
 constexpr std::size_t scratch_floats(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
-    return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) + max_rows * round_up(h.block_heads, 2 * kStrip);
+    return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) +
+           max_rows * round_up(h.block_heads, 2 * kStrip);
 }
 
 }  // namespace headroute

@@ -14,7 +14,7 @@
 //                   beside it (last block): the panel before is divided by Σw and written to `out`
 // N×K is never in memory; q and `out` cross memory once. What is done beside a product costs little, because a
 // product is bound by its multiply-adds and the CPU runs a line of loads and stores between two of them; done in one
-// piece before or after, the same work took 25 % of the time at K = 16 (docs/decisions/0003).
+// piece before or after, the same work took 25 % of the time at K = 16 (docs/decisions/0008).
 // With one block a tile is finished at once, and two slots of scratch take turns; with several, every tile of the
 // pass has its slot.
 //
@@ -334,8 +334,9 @@ HR_INLINE Block block_at(const PackedHeads& heads, std::size_t index) {
     const std::size_t first = index * heads.block_heads;
     const std::size_t n = min(heads.block_heads, heads.n_heads - first);
     const float* centroids = heads.data + index * block_floats(heads, heads.block_heads, kLanes);
-    return {centroids, centroids + round_up(n, kLanes) * heads.query_dim, first, n, index == 0,
-            index + 1 == heads.n_blocks};
+    return {centroids,  centroids + round_up(n, kLanes) * heads.query_dim,
+            first,      n,
+            index == 0, index + 1 == heads.n_blocks};
 }
 
 // Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16].
@@ -443,18 +444,18 @@ HR_INLINE float* tile_weights(const PackedHeads& heads, const Rows& rows) {
 
 std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const weights = tile_weights(heads, rows);
-    return for_each_tile(heads, rows, interrupt, [&](auto height, const Block& block, const Tile& tile,
-                                                      const Tile& next) {
-        project_block<decltype(height)::value>(heads, rows, block, tile, next, weights);
-    });
+    return for_each_tile(heads, rows, interrupt,
+                         [&](auto height, const Block& block, const Tile& tile, const Tile& next) {
+                             project_block<decltype(height)::value>(heads, rows, block, tile, next, weights);
+                         });
 }
 
 std::size_t route(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const dots = tile_weights(heads, rows);
-    return for_each_tile(heads, rows, interrupt, [&](auto height, const Block& block, const Tile& tile,
-                                                      const Tile& next) {
-        route_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
-    });
+    return for_each_tile(heads, rows, interrupt,
+                         [&](auto height, const Block& block, const Tile& tile, const Tile& next) {
+                             route_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
+                         });
 }
 
 }  // namespace
