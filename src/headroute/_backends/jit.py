@@ -1,6 +1,6 @@
 """The numba backend: the fused loop nest without a compiler at installation time.
 
-    for a pass of rows: normalise into tiles
+    for a pass of rows: copy into tiles, find ‖q‖
         for a block of heads, for a tile: cosines → running maximum, exponentials, row sums, on the
         tile in cache → weighted answers
     divide by the row sums → out
@@ -52,8 +52,9 @@ _LONE_ROWS = 4
 # 512 heads, whose weights then take 28 KiB.
 _BLOCK_FLOATS = 200 << 10
 _BLOCK_HEADS = 512
-# With several blocks, so many rows pass through each together that fetching it from L3 is cheap.
-_PASS_TILES = 36
+# With several blocks, many rows pass through each together, so that fetching it from L3 is cheap:
+# 1.6 MiB of their queries and sums.
+_PASS_FLOATS = 400 << 10
 
 # Products are summed in segments of this depth, which are then added up: the error grows with the
 # root of the segment and with the root of their number, not with the root of the whole depth.
@@ -125,7 +126,7 @@ class Heads:
         scale = np.float32(min(_LOG2_E / temperature, _LARGEST))
         fit = _BLOCK_FLOATS // (d + e) // _STEP * _STEP
         width = max(_STEP, min(fit, _BLOCK_HEADS, -(-n_heads // _STEP) * _STEP))
-        tiles = 1 if n_heads <= width else _PASS_TILES
+        tiles = 1 if n_heads <= width else max(1, _PASS_FLOATS // (_ROWS * (d + e)))
 
         def run(rows: slice) -> int:
             return kernel(
@@ -404,8 +405,8 @@ def _project(
     e = out.shape[1]
     e_padded = -(-e // _PANEL) * _PANEL
     pass_rows = min(tiles * _ROWS, -(-n_queries // _ROWS) * _ROWS)
-    unit_size = -(-d // STRIP) * STRIP
-    units = np.empty(pass_rows * unit_size, np.float32)
+    strip_size = -(-d // STRIP) * STRIP
+    strips = np.empty(pass_rows * strip_size, np.float32)
     sums = np.empty(pass_rows * e_padded, np.float32)
     tile = np.empty(_ROWS * width, np.float32)
     lanes = np.empty((3, _ROWS * STRIP), np.float32)
@@ -422,7 +423,7 @@ def _project(
             while start < n:
                 height = _height(n - start)
                 rows = min(height, n - start)
-                own = units[start * unit_size : (start + height) * unit_size]
+                own = strips[start * strip_size : (start + height) * strip_size]
                 if head == 0:
                     bad: int = _load_tile(
                         queries, first + start, rows, height, own, lanes[0], scale, scales[start:]
@@ -498,8 +499,8 @@ def _route(
     """
     n_queries, d = queries.shape
     pass_rows = min(tiles * _ROWS, -(-n_queries // _ROWS) * _ROWS)
-    unit_size = -(-d // STRIP) * STRIP
-    units = np.empty(pass_rows * unit_size, np.float32)
+    strip_size = -(-d // STRIP) * STRIP
+    strips = np.empty(pass_rows * strip_size, np.float32)
     tile = np.empty(_ROWS * width, np.float32)
     lanes = np.empty((1, _ROWS * STRIP), np.float32)
     scales = np.zeros(pass_rows + _ROWS, np.float32)
@@ -511,7 +512,7 @@ def _route(
             while start < n:
                 height = _height(n - start)
                 rows = min(height, n - start)
-                own = units[start * unit_size : (start + height) * unit_size]
+                own = strips[start * strip_size : (start + height) * strip_size]
                 if head == 0:
                     bad: int = _load_tile(
                         queries, first + start, rows, height, own, lanes[0], scale, scales[start:]
