@@ -15,8 +15,8 @@ namespace {
 constexpr double kLog2E = 1.4426950408889634;
 
 // Rows that pass through all blocks of heads together. Enough of them that fetching a block from L3 is a small part
-// of using it; few enough that their queries and outputs stay in L3, and within the memory a thread may use.
-constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6
+// of using it; few enough that their queries and sums stay in L3, and within the memory a thread may use.
+constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6; rounded down for SSE2's 5
 constexpr std::size_t kPassBytes = std::size_t{5} << 20;
 
 // Output larger than this leaves the caches before anybody reads it: do not fetch its lines in order to overwrite them.
@@ -34,7 +34,7 @@ Engine::Engine(const float* centroids, const float* answers, std::size_t n_heads
     : kernel_(kernel),
       heads_(head_layout(n_heads, query_dim, answer_dim, kernel)),
       packed_(allocate_floats(packed_floats(heads_, kernel))) {
-    heads_.answer_scale = answer_scale(answers, n_heads * answer_dim);
+    heads_.answer_scale = answer_scale(answers, n_heads, answer_dim);
     pack_heads(centroids, answers, heads_, kernel, packed_.get());
     heads_.data = packed_.get();
 }
@@ -62,7 +62,8 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
 
     // A unit is what a thread takes from the counter. Two for each thread let a slow one be helped; with four, heads
     // that do not fit into L3 are fetched twice as often (2 to 4 % at K = 16,384).
-    const std::size_t unit_rows = std::clamp(round_up(batch.n / (2 * wanted) + 1, height), height, kMaxPassRows);
+    const std::size_t unit_rows =
+        std::clamp(round_up(batch.n / (2 * wanted) + 1, height), height, multiple_of(height, kMaxPassRows));
     const std::size_t n_units = (batch.n + unit_rows - 1) / unit_rows;
     const std::size_t n_threads = std::min(wanted, n_units);
 

@@ -66,10 +66,13 @@ PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t 
     return layout;
 }
 
-float answer_scale(const float* answers, std::size_t n) {
-    float largest = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(answers[i]));
-    return largest > 0x1p64f ? 0x1p64f : 1.0f;
+float answer_scale(const float* answers, std::size_t n_heads, std::size_t answer_dim) {
+    double largest = 0.0;
+    for (std::size_t i = 0; i < n_heads * answer_dim; ++i)
+        largest = std::max(largest, static_cast<double>(std::fabs(answers[i])));
+    double scale = 1.0;
+    while (largest * static_cast<double>(n_heads) / scale > 0x1p126) scale *= 2.0;
+    return static_cast<float>(scale);
 }
 
 std::size_t packed_floats(const PackedHeads& layout, const Kernel& kernel) {

@@ -20,9 +20,9 @@ AlignedFloats allocate_floats(std::size_t n);
 // The layout for K heads of d and e columns; `data` is null and `answer_scale` is 1.
 PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, const Kernel& kernel);
 
-// The scale for answers of n elements in all: 1, or 2^64 where the sum of K answers might be infinite before it is
-// divided by the sum of the weights.
-float answer_scale(const float* answers, std::size_t n);
+// 1, or the power of 2 that keeps the sum of K answers finite before it is divided by the sum of the weights. No larger
+// than it must be: what an answer loses at the small end of float32 is lost for good.
+float answer_scale(const float* answers, std::size_t n_heads, std::size_t answer_dim);
 
 std::size_t packed_floats(const PackedHeads& layout, const Kernel& kernel);
 

@@ -106,3 +106,13 @@ def test_answers_near_the_end_of_float32(backend, rng):
     projected = router.project(rng.standard_normal((7, 16)))
     # Equal answers: rounding of the sum (100 terms), the total (100 terms) and the quotient.
     np.testing.assert_allclose(projected, np.broadcast_to(answers[0], (7, 5)), rtol=202 * 2.0**-24)
+
+
+def test_huge_answers_do_not_cost_small_ones_their_digits(backend, rng):
+    """Columns are independent: one of 1e25 says nothing about one of 1e-30."""
+    answers = rng.uniform(1, 4, (40, 3)) * [1e25, 1e-30, 1]
+    queries, centroids = rng.standard_normal((20, 8)), rng.standard_normal((40, 8))
+    exact = Router(centroids, answers, temperature=1, backend="reference").project(queries)
+    projected = Router(centroids, answers, temperature=1, backend=backend).project(queries)
+    # All terms are positive: a weight's relative error, (6 √d + 8) u / τ at most, twice.
+    np.testing.assert_allclose(projected, exact, rtol=2 * (6 * np.sqrt(8) + 8) * 2.0**-24)

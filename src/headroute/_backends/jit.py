@@ -98,7 +98,8 @@ class Heads:
         self._shape = (len(centroids), centroids.shape[1], answers.shape[1])
         self._centroids = _pack(unit_centroids(centroids).T)
         # The sum of K answers must not be infinite before it is divided by the sum of the weights.
-        self._answer_scale = np.float32(2.0**64 if np.abs(answers).max() > 2.0**64 else 1.0)
+        excess = float(np.abs(answers).max()) * len(answers) / 2.0**126
+        self._answer_scale = np.float32(2.0 ** max(0, np.ceil(np.log2(max(excess, 1)))))
         self._answers = _pack(answers / self._answer_scale)
 
     def project(self, queries: Float32, temperature: float, out: Float32, num_threads: int) -> int:
