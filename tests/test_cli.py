@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -511,3 +513,40 @@ def test_unifyweavers_database_opens_as_it_is(tmp_path, monkeypatch, run_json) -
     assert run_json("train", "--db", "unified.db")["heads"] == 96
     report = run_json("search", "How do I install SWI-Prolog?", "--db", "unified.db")
     assert report["results"][0]["cluster"] == "prereq-prolog-installation"
+
+
+def test_version(run) -> None:
+    code, out, _ = run("--version")
+    assert (code, out.split()[0]) == (0, "headroute")
+
+
+def test_bad_input_as_json(here, run) -> None:
+    code, out, err = run("info", "--db", "nowhere.db", "--json")
+    assert code == 2
+    assert json.loads(out)["error"] in err
+
+
+def test_a_question_that_is_not_utf8(here, run) -> None:
+    code, _, err = run("search", "\udcff\udcfe")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "must be readable text" in err
+
+
+def test_closed_stdout(here) -> None:
+    command = f"{sys.executable} -m headroute info --db lda.db >&-"
+    process = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_database_with_bytes_for_text(here, run) -> None:
+    with closing(sqlite3.connect("lda.db")) as connection, connection:
+        connection.execute("UPDATE answers SET text = x'ff00'")
+    code, _, err = run("train")
+    assert code == 2
+    assert "lda.db: the text of answer 1 is not text" in err
+
+
+def test_cluster_ids_are_the_same_with_and_without_spaces(tmp_path, run_json) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,cluster_id\nq1,a1,c1\nq2,a1, c1 \n")
+    report = run_json("import", f"{tmp_path}/a.csv", "--db", f"{tmp_path}/a.db")
+    assert report["clusters_added"] == 1

@@ -127,3 +127,20 @@ def test_a_text_changed_by_others_is_embedded_again(trained):
         embed_all(db, seed=7)
         assert db.texts_without_embedding(MODEL, "answer") == []
         np.testing.assert_array_equal(db.embeddings(MODEL, "answer")[1][1], vectors(1, seed=7)[0])
+
+
+def test_another_source_does_not_take_a_cluster_that_has_nothing_to_do_with_it(trained):
+    """Numbered clusters of two files: the second must not silently delete the first's texts."""
+    before = trained.read_bytes()
+    with (
+        Database.open(trained) as db,
+        pytest.raises(DatabaseError, match="manual: the cluster 'a' came from qa, and has no"),
+    ):
+        db.import_clusters([cluster("a", ["other"], ["thing"])], "manual")
+    assert trained.read_bytes() == before
+
+
+def test_a_source_that_was_renamed_keeps_its_clusters(trained):
+    with Database.open(trained) as db:
+        result = db.import_clusters([cluster("a", ["q1", "new"], ["edited"])], "renamed")
+    assert (result.clusters_updated, result.questions_added, result.questions_removed) == (1, 1, 1)

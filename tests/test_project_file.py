@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_the_input_is_never_overwritten(tmp_path, heads, queries, link) -> None:
     path = save(tmp_path / "q.npy", queries[:5])
     link(path, tmp_path / "p.npy")
     for output in (path, tmp_path / "p.npy"):
-        with pytest.raises(ValueError, match="is the input: choose another output"):
+        with pytest.raises(ValueError, match="is an input: choose another output"):
             project_file(heads, path, output)
     np.testing.assert_array_equal(np.load(path), queries[:5])
 
@@ -183,3 +184,46 @@ def test_memory_does_not_grow_with_the_file(tmp_path, rng) -> None:
     # of mapping the pages around those that are touched.
     assert peak_mib("large.npy") - peak_mib("small.npy") < 4 * BLOCK_BYTES / 2**20
     assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (10, d)
+
+
+def test_the_router_and_what_is_no_plain_file_are_not_overwritten(
+    tmp_path, heads, queries, capsys
+) -> None:
+    source = save(tmp_path / "q.npy", queries[:3])
+    router = tmp_path / "r.safetensors"
+    heads.save(router)
+    (tmp_path / "link").symlink_to(router)
+    os.mkfifo(tmp_path / "fifo")
+    before = router.read_bytes()
+    for output in ("r.safetensors", "link", "fifo"):
+        arguments = ["project", str(source), "--router", str(router), "-o", f"{tmp_path}/{output}"]
+        assert main(arguments) == 2
+        assert "is an input" in (error := capsys.readouterr().err) or "plain file" in error
+    assert router.read_bytes() == before
+    assert names(tmp_path) == {"q.npy", "r.safetensors", "link", "fifo"}
+
+
+def test_output_through_a_link_goes_where_the_link_leads(tmp_path, heads, queries) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "p.npy").symlink_to(tmp_path / "there/real.npy")
+    project_file(heads, save(tmp_path / "q.npy", queries[:3]), tmp_path / "p.npy")
+    assert (tmp_path / "p.npy").is_symlink()
+    np.testing.assert_array_equal(np.load(tmp_path / "there/real.npy"), heads.project(queries[:3]))
+
+
+def test_terminated_leaves_nothing_behind(tmp_path, heads) -> None:
+    rows = 4_000_000  # half a second at least, of which it gets a moment
+    source = np.lib.format.open_memmap(tmp_path / "q.npy", "w+", np.float32, (rows, D))
+    source[:] = 1
+    heads.save(tmp_path / "r.safetensors")
+    command = [sys.executable, "-m", "headroute", "project", "q.npy", "-o", "p.npy"]
+    process = subprocess.Popen(
+        [*command, "--router", "r.safetensors", "--threads", "1"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(tmp_path.glob(".p.npy.*.tmp")):
+        time.sleep(0.001)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert names(tmp_path) == {"q.npy", "r.safetensors"}

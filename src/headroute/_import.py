@@ -106,6 +106,14 @@ def import_files(
     ):
         ids[name].append(cluster_id)
     origin = dict(store.all("SELECT cluster_id, source_file FROM headroute_sources"))
+    for name, record in records.items():
+        for cluster_id in ids.get(name, ()):
+            owner = origin.get(cluster_id)
+            if owner not in (None, source_of[name]) and _unrelated(store, cluster_id, record):
+                raise DatabaseError(
+                    f"{source_of[name]}: the cluster {name!r} came from {owner}, and has no "
+                    "question or answer in common with this one: give it another id"
+                )
     gone = {
         cluster_id
         for name, of_name in ids.items()
@@ -155,6 +163,21 @@ def import_files(
         *question_counts,
         *answer_counts,
     )
+
+
+def _unrelated(store: Store, cluster_id: int, record: ClusterRecord) -> bool:
+    """Whether the cluster has texts, and none of them is in the record."""
+    texts = {
+        text
+        for entity in (QUESTIONS, ANSWERS)
+        for (text,) in store.all(
+            f"SELECT text FROM {entity.table} JOIN {entity.links} USING ({entity.key})"
+            " WHERE cluster_id = ?",
+            (cluster_id,),
+        )
+    }
+    own = {text for text, _ in record.questions} | {text for _, text in record.answers}
+    return bool(texts) and not texts & own
 
 
 def _source_name(path: str | Path, home: Path) -> str:

@@ -34,7 +34,10 @@ def temperature(value: float) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"temperature must be a number, got {value!r}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
     if not (math.isfinite(result) and result > 0):
         raise ValueError(f"temperature must be a positive, finite number, got {result!r}")
     return result
@@ -123,7 +126,12 @@ def float32_answers(rows: Floats) -> Float32:
     """
     with np.errstate(over="ignore"):
         result = np.array(rows, dtype=np.float32, order="C")
-    _check_heads_finite(result, "answer")
+    large = ~np.isfinite(result).all(axis=1)
+    if large.any():
+        head = large.argmax()
+        raise ValueError(
+            f"head {head} has {np.abs(rows[head]).max():.4g} in its answer, more than float32 holds"
+        )
     return result
 
 

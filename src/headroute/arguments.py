@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headroute import _validate
+from headroute import __version__, _validate
 from headroute.loading import DEFAULT_MODEL
 
 
@@ -22,6 +22,7 @@ def build_parser() -> Parser:
         description="Route questions through heads trained from your questions and answers.",
         epilog="Start with `headroute quickstart`. Every command has a --help with an example.",
     )
+    parser.add_argument("--version", action="version", version=f"headroute {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
 
     sub = add_command(
@@ -115,7 +116,7 @@ projection. Shows the answers and the heads that weigh most.""",
         'headroute search "how do I read a CSV file?" --top-k 5',
         {0: "found", 1: "the database has no heads yet", 2: "bad input"},
     )
-    sub.add_argument("query", help="the question, in quotes")
+    sub.add_argument("query", type=question, help="the question, in quotes")
     add_db(sub)
     add_selection(sub)
     add_temperature(sub)
@@ -135,7 +136,7 @@ projection. Shows the answers and the heads that weigh most.""",
         'headroute route "how do I read a CSV file?" --temperature 0.01 0.1 1.0',
         {0: "shown", 1: "the database has no heads yet", 2: "bad input"},
     )
-    sub.add_argument("query", help="the question, in quotes")
+    sub.add_argument("query", type=question, help="the question, in quotes")
     add_db(sub)
     add_selection(sub)
     add_temperatures(sub)
@@ -279,6 +280,12 @@ def temperature(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"must be a positive, finite number, got {text!r}"
         ) from None
+
+
+def question(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that are not UTF-8
+        raise argparse.ArgumentTypeError(f"must be readable text, got {text!r}")
+    return text
 
 
 def at_least_1(text: str) -> int:

@@ -13,7 +13,7 @@ import mmap
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,28 +46,30 @@ def project_file(
     queries_path: Path,
     output_path: Path,
     *,
+    heads_path: Path | None = None,
     temperature: float | None = None,
     num_threads: int | None = None,
 ) -> ProjectionReport:
     """Project every row of `queries_path` (N, d) and leave the result (N, e) at `output_path`.
 
-    An existing output is replaced.
+    An existing output is replaced, but for the queries themselves and the file that the router came
+    from, `heads_path`.
 
     Raises OSError when a file cannot be read or written; ValueError when the input is not a .npy
     file of two dimensions, does not fit the heads or has a NaN or infinity (the message has its
-    row), or when the output is the input; TypeError when the input does not hold real numbers. The
-    output is untouched then.
+    row), or when the output is an input or no plain file; TypeError when the input does not hold
+    real numbers. The output is untouched then.
     """
     start_time = time.perf_counter()
     queries = open_queries(queries_path)
-    check_output(queries_path, output_path)
+    check_output(output_path, [path for path in (queries_path, heads_path) if path])
     rows, query_dim = queries.shape
     router.project(
         queries[:0], temperature=temperature, num_threads=num_threads
     )  # every check but the rows' own
     zero_queries = 0
     with (
-        new_npy(output_path, (rows, router.answer_dim)) as projected,
+        new_npy(Path(os.path.realpath(output_path)), (rows, router.answer_dim)) as projected,
         progress_bar(rows, "Projecting", "query") as bar,
     ):
         for block in row_blocks(rows, max(query_dim * queries.itemsize, router.answer_dim * 4)):
@@ -109,14 +111,17 @@ def open_queries(path: Path) -> np.memmap:
     return queries
 
 
-def check_output(queries_path: Path, output_path: Path) -> None:
-    """ValueError when the output cannot be written there, or is the input (through links too)."""
+def check_output(output_path: Path, inputs: Sequence[Path]) -> None:
+    """ValueError when the output cannot be written there, or is an input (through links too)."""
     if not output_path.parent.is_dir():
         raise ValueError(f"cannot write {output_path}: there is no folder {output_path.parent}")
     if output_path.is_dir():
         raise ValueError(f"cannot write {output_path}: it is a folder")
-    if output_path.exists() and os.path.samefile(queries_path, output_path):
-        raise ValueError(f"{output_path} is the input: choose another output")
+    if output_path.exists() and not output_path.is_file():
+        raise ValueError(f"cannot write {output_path}: it is not a plain file")
+    for path in inputs:
+        if output_path.exists() and os.path.samefile(path, output_path):
+            raise ValueError(f"{output_path} is an input: choose another output")
 
 
 @contextlib.contextmanager
@@ -124,16 +129,19 @@ def new_npy(path: Path, shape: tuple[int, int]) -> Iterator[np.memmap]:
     """A float32 map of `shape`; it becomes the file `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:  # from before the file is there, so that Ctrl-C leaves none behind
-        with open(temporary, "xb") as file:
-            header = np.lib.format.header_data_from_array_1_0(np.empty((0, 0), np.float32))
-            np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
-            file.flush()
-            size = file.tell() + 4 * shape[0] * shape[1]
-            if hasattr(os, "posix_fallocate"):
-                # On a full disk, writing through the map would be a SIGBUS; this is an OSError.
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+        try:
+            with open(temporary, "xb") as file:
+                header = np.lib.format.header_data_from_array_1_0(np.empty((0, 0), np.float32))
+                np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+                file.flush()
+                size = file.tell() + 4 * shape[0] * shape[1]
+                if hasattr(os, "posix_fallocate"):
+                    # On a full disk, writing through the map would be a SIGBUS; this is an OSError.
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+        except OSError as error:  # in the user's words, not of our temporary name
+            raise OSError(error.errno, error.strerror, str(path)) from None
         array = np.lib.format.open_memmap(temporary, mode="r+")
         yield array
         array.flush()

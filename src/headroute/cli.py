@@ -1,7 +1,8 @@
 """The command `headroute`: arguments in, text or JSON out. The work is done elsewhere.
 
 Exit codes: 0; 1, it ran and the answer is no (each command's --help says what that means); 2, bad
-input, with one line on stderr; 130 after Ctrl-C; 141 when nobody reads the output any more.
+input, with one line on stderr; 130 after Ctrl-C; 141 when nobody reads the output any more; 143
+after SIGTERM.
 """
 
 import argparse
@@ -9,7 +10,9 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from headroute.arguments import build_parser
@@ -17,6 +20,11 @@ from headroute.arguments import build_parser
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if threading.current_thread() is threading.main_thread():
+        # Ended from outside, a command tidies up as it does after Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"
@@ -32,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("headroute: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
-        complain(error)
+    except OSError as error:  # of the output itself, such as a full disk
+        print(f"headroute: error: {one_line(error)}", file=sys.stderr)
         return 2
     return code
 
@@ -49,13 +57,21 @@ def run(argv: Sequence[str] | None) -> int:
             print(json.dumps({"error": str(error)}))
         print(f"headroute: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        message = one_line(error)
+        if args.json:
+            print(json.dumps({"error": message}))
+        print(f"headroute: error: {message}", file=sys.stderr)
+        return 2
 
 
-def complain(error: Exception) -> None:
+def one_line(error: Exception) -> str:
     message = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         message = f"{error.filename}: {error.strerror}"
-    print(f"headroute: error: {' '.join(message.split())}", file=sys.stderr)
+    return " ".join(message.split())
 
 
 def emit(args: argparse.Namespace, document: object, text: str) -> None:
@@ -160,7 +176,12 @@ def command_project(args: argparse.Namespace) -> int:
         with Database.open(args.db, read_only=True) as db:
             router = router_of(stored_heads(db, args.model, args.name))
     report = project_file(
-        router, args.queries, args.output, temperature=args.temperature, num_threads=args.threads
+        router,
+        args.queries,
+        args.output,
+        heads_path=args.router or args.db,
+        temperature=args.temperature,
+        num_threads=args.threads,
     )
     emit(args, report, projection_text(report))
     return 0

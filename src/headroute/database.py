@@ -124,7 +124,8 @@ class Database:
         came from one of these files and is no longer in it is removed, with its head. The same
         files again change nothing.
 
-        Raises DatabaseError when two files have different clusters of one name.
+        Raises DatabaseError when two files have different clusters of one name, also when one of
+        them was imported earlier and they have no text in common.
         """
         with self._store.transaction():
             return import_files(self._store, files)
@@ -168,6 +169,9 @@ class Database:
                 " WHERE variant IN (?, ?, ?) ORDER BY answer_id, cluster_id",
                 _variants(model),
             )
+        for answer_id, _, text, _ in rows:
+            if not isinstance(text, str):
+                raise DatabaseError(f"{self.path}: the text of answer {answer_id} is not text")
         return [SearchedAnswer(*row) for row in rows]
 
     # ---- embeddings
@@ -216,6 +220,9 @@ class Database:
                 f" WHERE {used} ORDER BY x.{entity.key}",
                 (model_id, kind, *variants),
             )
+        for entity_id, text, *_ in rows:
+            if not isinstance(text, str):
+                raise DatabaseError(f"{self.path}: the text of {kind} {entity_id} is not text")
         return [
             (entity_id, text)
             for entity_id, text, path, stored, text_hash in rows
@@ -228,8 +235,9 @@ class Database:
     ) -> None:
         """Store embeddings: vectors[i] of (n, d) is that of the text with ids[i].
 
-        The model is added if it is new. What is embedded already is replaced; ids that have left
-        the database meanwhile are skipped. Raises DatabaseError for another shape, for vectors
+        Read the ids and store the vectors in one transaction, or another text may have the id by
+        then. The model is added if it is new. What is embedded already is replaced; ids that have
+        left the database are skipped. Raises DatabaseError for another shape, for vectors
         that are not finite, and for a model of another dimension.
         """
         entity = _ENTITIES[kind]

@@ -93,10 +93,13 @@ def visualize_routing(
 def _column(heads: Sequence[Head], key: str) -> npt.NDArray[Any]:
     """Stack one entry of every head.
 
-    ValueError, with the head's number, for one that is missing or of another shape.
+    TypeError, with the head's number, for what is no dict; ValueError for an entry that is missing
+    or of another shape.
     """
     rows = []
     for number, head in enumerate(heads):
+        if not isinstance(head, Mapping):
+            raise TypeError(f"head {number} must be a dict, got {type(head).__name__}")
         if key not in head:
             raise ValueError(f"head {number} has no {key!r}")
         rows.append(_validate.real_array(head[key], f"the {key!r} of head {number}"))

@@ -7,14 +7,17 @@ A cluster without questions or without answers gets no head. The encoder is load
 is a text to embed. Results are returned, not printed.
 """
 
+import contextlib
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from headroute.database import Database, StoredCluster, StoredProjection
+from headroute.database import Database, DatabaseError, StoredCluster, StoredProjection
 from headroute.embedding import resolve_model
 from headroute.loading import NoHeadsError, embed, gather
 from headroute.router import Router
@@ -80,18 +83,13 @@ def train(
     with Database.open(path) as db:
         test_pairs = read_test_set(db, model, test_set) if test_set else []
         trainable_clusters(db, model)  # before the slow part
-        missing = {kind: db.texts_without_embedding(model, kind) for kind in ("question", "answer")}
+        new = NewEmbeddings(db, model)
         start = time.perf_counter()
-        vectors = {
-            kind: embed(model, kind, [text for _, text in texts])
-            for kind, texts in missing.items()
-            if texts
-        }
+        new.embed()
         seconds = time.perf_counter() - start
         held_out = embed_test_set(model, test_pairs, test_set) if test_set else None
-        with db.transaction():
-            for kind, rows in vectors.items():
-                db.store_embeddings(model, kind, [key for key, _ in missing[kind]], rows)
+        with new.complete_transaction():
+            embedded = new.store()
             heads = fit(db, model, temperature)
             validation = None
             if held_out or validate:
@@ -101,7 +99,7 @@ def train(
     return TrainReport(
         database=str(path),
         model=model,
-        encoder=resolve_model(model)[1] if vectors or held_out else None,
+        encoder=resolve_model(model)[1] if any(embedded.values()) or held_out else None,
         dimension=heads.router.query_dim,
         temperature=heads.router.temperature,
         projection_id=projection_id,
@@ -111,11 +109,61 @@ def train(
         skipped=heads.skipped,
         questions=sum(heads.question_counts),
         answers=heads.answers,
-        embedded_questions=len(missing["question"]),
-        embedded_answers=len(missing["answer"]),
+        embedded_questions=embedded["question"],
+        embedded_answers=embedded["answer"],
         embedding_seconds=seconds,
         validation=validation,
     )
+
+
+class NewEmbeddings:
+    """Embeddings of the texts that have none, computed outside a transaction, stored inside one.
+
+    Others may import meanwhile. So vectors are kept by text, never by id: a text that another one
+    replaced cannot pass its vector on, and one that was added is embedded before anything is
+    stored.
+    """
+
+    def __init__(self, db: Database, model: str):
+        self._db = db
+        self._model = model
+        self._vectors: dict[str, dict[str, npt.NDArray[np.float32]]] = {
+            "question": {},
+            "answer": {},
+        }
+
+    def embed(self) -> None:
+        """Compute what is missing, and not computed yet."""
+        for kind, known in self._vectors.items():
+            missing = self._db.texts_without_embedding(self._model, kind)
+            texts = list(dict.fromkeys(text for _, text in missing if text not in known))
+            if texts:
+                known.update(zip(texts, embed(self._model, kind, texts), strict=True))
+
+    @contextlib.contextmanager
+    def complete_transaction(self) -> Iterator[None]:
+        """A transaction in which nothing is missing that is not computed."""
+        while True:
+            with self._db.transaction():
+                if all(
+                    text in known
+                    for kind, known in self._vectors.items()
+                    for _, text in self._db.texts_without_embedding(self._model, kind)
+                ):
+                    yield
+                    return
+            self.embed()
+
+    def store(self) -> dict[str, int]:
+        """Store what is missing; return how many texts of each kind."""
+        stored = {}
+        for kind, known in self._vectors.items():
+            missing = self._db.texts_without_embedding(self._model, kind)
+            if missing:
+                vectors = np.stack([known[text] for _, text in missing])
+                self._db.store_embeddings(self._model, kind, [key for key, _ in missing], vectors)
+            stored[kind] = len(missing)
+        return stored
 
 
 def trainable_clusters(
@@ -135,10 +183,16 @@ def trainable_clusters(
         else:
             skipped.append(cluster.name)
     if not chosen:
-        raise NoHeadsError(
+        message = (
             f"{db.path}: nothing to train, none of {len(skipped)} clusters has both questions "
             "and answers"
         )
+        if variants := db.summary()["variants"]:
+            message += (
+                f" of a variant that is used with this model, default or {model}; there are "
+                f"answers of: {', '.join(variants)}"
+            )
+        raise NoHeadsError(message)
     return chosen, answers, skipped
 
 
@@ -181,10 +235,11 @@ def store(
         metrics = validation.routing[0].metrics
         measured = metrics.recall_at_1, metrics.mrr_at_10
     if any((p["model"], p["name"]) == (model, name) for p in db.summary()["projections"]):
-        old = db.projection(model, name)
-        known = measured in ((None, None), (old.recall_at_1, old.mrr))
-        if known and same_heads(old, heads):
-            return old.projection_id, False
+        with contextlib.suppress(DatabaseError):  # heads that cannot be read are replaced
+            old = db.projection(model, name)
+            known = measured in ((None, None), (old.recall_at_1, old.mrr))
+            if known and same_heads(old, heads):
+                return old.projection_id, False
     projection_id = db.store_projection(
         model,
         name,

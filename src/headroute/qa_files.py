@@ -203,7 +203,7 @@ def _row_cluster(path: Path, line: int, row: dict[str, object]) -> str | None:
         return str(value)
     if value is None or value == "":
         return None
-    return _row_text(path, line, row, "cluster_id")
+    return _row_text(path, line, row, "cluster_id").strip()
 
 
 def _name_from_answer(answer: str) -> str:
