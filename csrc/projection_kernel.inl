@@ -339,34 +339,39 @@ HR_INLINE Block block_at(const PackedHeads& heads, std::size_t index) {
             index == 0, index + 1 == heads.n_blocks};
 }
 
-// Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16].
-template <std::size_t ROWS, typename Beside>
-HR_INLINE void dot_block(const PackedHeads& heads, const Tile& tile, const Block& block, float* dots, Beside beside) {
-    multiply<ROWS>(tile.strips, block.centroids, heads.query_dim, kChain, block.heads,
-                   Target{dots, kStrip, ROWS * kStrip, false}, beside, [](std::size_t) {});
-}
-
 HR_INLINE void nothing() {}
 
-// One block of a tile, projected; `next` is packed beside the first one.
+// Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16]. Beside them `next` is packed (first
+// block), or `later` is called.
+template <std::size_t ROWS, typename Later>
+HR_INLINE void dot_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
+                         const Tile& next, float* dots, Later later) {
+    const auto product = [&](auto beside) __attribute__((always_inline)) {
+        multiply<ROWS>(tile.strips, block.centroids, heads.query_dim, kChain, block.heads,
+                       Target{dots, kStrip, ROWS * kStrip, false}, beside, [](std::size_t) {});
+    };
+    if (block.is_first) {
+        Packer packer(rows, heads.query_dim, next);  // not passed on by reference: docs/decisions/0008
+        product([&]() __attribute__((always_inline)) { packer.line(); });
+        packer.rest();
+    } else {
+        product(later);
+    }
+}
+
+// One block of a tile, projected.
 template <std::size_t ROWS>
 HR_INLINE void project_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
                              const Tile& next, float* weights) {
     const std::size_t e = heads.answer_dim;
-    if (block.is_first) {
-        Packer packer(rows, heads.query_dim, next);
-        dot_block<ROWS>(heads, tile, block, weights, [&]() __attribute__((always_inline)) { packer.line(); });
-        packer.rest();
-    } else {
-        // The sums were last touched a pass of rows ago and are in L3: 2 to 3 % at K = 1,024 if nobody asks for them.
-        const float* sums = tile.sums;
-        const float* const end = sums + ROWS * sum_stride(e);
-        dot_block<ROWS>(heads, tile, block, weights, [&]() __attribute__((always_inline)) {
-            if (sums >= end) return;
-            __builtin_prefetch(sums);
-            sums += kStrip;
-        });
-    }
+    // The sums were last touched a pass of rows ago and are in L3: 2 to 3 % at K = 1,024 if nobody asks for them.
+    const float* soon = tile.sums;
+    const float* const end = soon + ROWS * sum_stride(e);
+    dot_block<ROWS>(heads, rows, block, tile, next, weights, [&]() __attribute__((always_inline)) {
+        if (soon >= end) return;
+        __builtin_prefetch(soon);
+        soon += kStrip;
+    });
     softmax_block<ROWS>(tile, weights, block.heads, e);
     const Target sums{tile.sums, sum_stride(e), kStrip, !block.is_first};
     if (block.is_last) {
@@ -388,8 +393,7 @@ template <std::size_t ROWS>
 HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
                            const Tile& next, float* dots) {
     const std::size_t n_heads = heads.n_heads;
-    dot_block<ROWS>(heads, tile, block, dots, nothing);
-    if (block.is_first) Packer(rows, heads.query_dim, next).rest();
+    dot_block<ROWS>(heads, rows, block, tile, next, dots, nothing);
     for (std::size_t m = 0; m < tile.rows; ++m) {
         float* w = rows.out + (tile.first + m) * n_heads;
         for (std::size_t k = 0; k < block.heads; k += kStrip)
