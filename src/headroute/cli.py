@@ -6,6 +6,7 @@ after SIGTERM.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from headroute.arguments import build_parser
 
@@ -22,16 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if threading.current_thread() is threading.main_thread():
-        # Ended from outside, a command tidies up as it does after Ctrl-C.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"
         )  # a terminal without █ or τ shows ? instead of a traceback
     try:
         try:
-            code = run(argv)
+            with terminable():
+                code = run(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -52,19 +51,28 @@ def run(argv: Sequence[str] | None) -> int:
 
     try:
         return COMMANDS[args.command](args)
-    except NoHeadsError as error:
-        if args.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"headroute: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (NoHeadsError, ValueError, TypeError, OSError) as error:
         message = one_line(error)
         if args.json:
             print(json.dumps({"error": message}))
-        print(f"headroute: error: {message}", file=sys.stderr)
-        return 2
+        answer_is_no = isinstance(error, NoHeadsError)
+        print(f"headroute: {'' if answer_is_no else 'error: '}{message}", file=sys.stderr)
+        return 1 if answer_is_no else 2
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: by an exception, so that it tidies up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def one_line(error: Exception) -> str:
