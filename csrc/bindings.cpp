@@ -15,6 +15,7 @@ namespace py = pybind11;
 using headroute::Batch;
 using headroute::Engine;
 using headroute::Outcome;
+using headroute::Precision;
 
 namespace {
 
@@ -46,7 +47,7 @@ void require(bool condition, const char* message) {
 }
 
 std::unique_ptr<Engine> make_engine(const py::array& centroid_array, const py::array& answer_array,
-                                    const std::string& isa) {
+                                    const std::string& isa, const std::string& precision) {
     const FloatArray centroids(centroid_array), answers(answer_array);
     require(centroids.ndim() == 2 && answers.ndim() == 2, "centroids and answers must be 2-dimensional");
     require(centroids.c_contiguous() && answers.c_contiguous(), "centroids and answers must be C-contiguous");
@@ -55,12 +56,15 @@ std::unique_ptr<Engine> make_engine(const py::array& centroid_array, const py::a
             "centroids and answers must not be empty");
     const headroute::Kernel& kernel =
         isa.empty() ? *headroute::available_kernels().front() : headroute::kernel_by_name(isa);
+    require(precision == "float32" || precision == "int16", "precision must be float32 or int16");
+    const Precision chosen = precision == "int16" ? Precision::int16 : Precision::float32;
     const auto n_heads = static_cast<std::size_t>(centroids.shape(0));
     const auto d = static_cast<std::size_t>(centroids.shape(1)), e = static_cast<std::size_t>(answers.shape(1));
     const float* from_centroids = centroids.data();
     const float* from_answers = answers.data();
     const py::gil_scoped_release release;  // the caller holds both arrays
-    return std::make_unique<Engine>(from_centroids, from_answers, n_heads, d, e, kernel);
+    return std::make_unique<Engine>(headroute::pack_heads(from_centroids, from_answers, n_heads, d, e, chosen, kernel),
+                                    kernel);
 }
 
 // The thread that Python runs signal handlers on, noted at import.
@@ -80,7 +84,8 @@ using Method = Outcome (Engine::*)(const Batch&, const std::function<bool()>&) c
 // queries (n, d), or one query (d,); out (n, columns) or (columns,). Returns the first row with a NaN or infinity, or
 // -1.
 std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, const py::array& query_array,
-                   double temperature, const py::array& out_array, std::size_t num_threads) {
+                   double temperature, const py::array& out_array, std::size_t num_threads,
+                   const py::object& rounding_array = py::none()) {
     const FloatArray queries(query_array), out(out_array);
     const auto d = static_cast<py::ssize_t>(engine.heads().query_dim);
     const auto item = static_cast<py::ssize_t>(sizeof(float));
@@ -93,8 +98,17 @@ std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, con
                 (axis == 0 || out.shape(0) == n) && out.c_contiguous() && out.writeable(),
             "out must be a writable C-contiguous (n, columns) or (columns,) array");
     require(temperature > 0, "temperature must be positive");
-    const Batch batch{queries.data(),     row_bytes / item, static_cast<std::size_t>(n),
-                      out.mutable_data(), temperature,      num_threads};
+    float* rounding = nullptr;
+    if (!rounding_array.is_none()) {
+        const auto array = py::cast<py::array>(rounding_array);
+        const FloatArray checked(array);
+        require(checked.ndim() == 2 && checked.shape(0) == n && checked.shape(1) == 2 && checked.c_contiguous() &&
+                    checked.writeable() && engine.heads().precision == Precision::int16,
+                "rounding must be a writable C-contiguous (n, 2) array, and the precision int16");
+        rounding = checked.mutable_data();
+    }
+    const Batch batch{queries.data(), row_bytes / item, static_cast<std::size_t>(n), out.mutable_data(), temperature,
+                      num_threads,    rounding};
     const bool on_main_thread = PyThread_get_thread_ident() == main_thread;
     Outcome outcome;
     // Not gil_scoped_release: its destructor is noexcept, and taking the GIL back may end a daemon thread (see
@@ -149,18 +163,22 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     py::class_<Engine>(m, "Engine",
                        "Heads packed for one instruction set: centroids (K, d) of unit norm, answers (K, e).")
-        .def(py::init(&make_engine), py::arg("centroids"), py::arg("answers"), py::arg("isa") = "")
+        .def(py::init(&make_engine), py::arg("centroids"), py::arg("answers"), py::arg("isa") = "",
+             py::arg("precision") = "float32")
         .def(
             "project",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,
-               std::size_t threads) {
-                return run(self, &Engine::project, self.heads().answer_dim, queries, temperature, out, threads);
+               std::size_t threads, const py::object& rounding) {
+                return run(self, &Engine::project, self.heads().answer_dim, queries, temperature, out, threads,
+                           rounding);
             },
-            py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"))
+            py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"),
+            py::arg("rounding") = py::none())
         .def(
             "route",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,
                std::size_t threads) {
+                require(self.heads().precision == Precision::float32, "weights come from float32 heads");
                 return run(self, &Engine::route, self.heads().n_heads, queries, temperature, out, threads);
             },
             py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"))
@@ -177,7 +195,17 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
             },
             py::arg("query"), py::arg("temperature"), py::arg("out"))
         .def_property_readonly("isa", [](const Engine& self) { return self.kernel().name; })
-        .def_property_readonly("packed_bytes", &Engine::packed_bytes);
+        .def_property_readonly("packed_bytes", &Engine::packed_bytes)
+        .def_property_readonly("rounding", [](const Engine& self) {
+            const headroute::HeadRounding& r = self.rounding();
+            py::dict facts;
+            facts["centroid_norm"] = r.centroid_norm;
+            facts["centroid_rounding"] = r.centroid_rounding;
+            facts["answer_radius"] = r.answer_radius;
+            facts["answer_rounding"] = r.answer_rounding;
+            facts["query_scale"] = r.query_scale;
+            return facts;
+        });
 
     m.def("build_info", [] {
         py::dict info;

@@ -33,6 +33,7 @@ CpuFeatures detect_cpu_features() {
     features.avx2_fma = bit(ebx, 5) && fma && ymm_saved;
     const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
     features.avx512 = features.avx2_fma && f && dq && bw && vl && zmm_saved;
+    features.avx512vnni = features.avx512 && bit(ecx, 11);
     return features;
 }
 #else

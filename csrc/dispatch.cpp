@@ -7,6 +7,9 @@
 
 namespace headroute {
 
+#if defined(HEADROUTE_HAVE_AVX512VNNI)
+extern const Kernel kernel_avx512vnni;
+#endif
 #if defined(HEADROUTE_HAVE_AVX512)
 extern const Kernel kernel_avx512;
 #endif
@@ -25,6 +28,9 @@ struct Entry {
 std::vector<Entry> kernel_table() {
     [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
     return {
+#if defined(HEADROUTE_HAVE_AVX512VNNI)
+        {&kernel_avx512vnni, cpu.avx512vnni},
+#endif
 #if defined(HEADROUTE_HAVE_AVX512)
         {&kernel_avx512, cpu.avx512},
 #endif

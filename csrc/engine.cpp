@@ -29,18 +29,6 @@ std::size_t multiple_of(std::size_t step, std::size_t n) { return std::max(n / s
 
 }  // namespace
 
-Engine::Engine(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
-               std::size_t answer_dim, const Kernel& kernel)
-    : kernel_(kernel),
-      heads_(head_layout(n_heads, query_dim, answer_dim, kernel)),
-      packed_(allocate_floats(packed_floats(heads_, kernel))) {
-    heads_.answer_scale = answer_scale(answers, n_heads, answer_dim);
-    pack_heads(centroids, answers, heads_, kernel, packed_.get());
-    heads_.data = packed_.get();
-}
-
-std::size_t Engine::packed_bytes() const { return packed_floats(heads_, kernel_) * sizeof(float); }
-
 Outcome Engine::project(const Batch& batch, const std::function<bool()>& interrupted) const {
     return run(batch, false, interrupted);
 }
@@ -51,11 +39,12 @@ Outcome Engine::route(const Batch& batch, const std::function<bool()>& interrupt
 
 Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<bool()>& interrupted) const {
     if (batch.n == 0) return {kNoBadRow, false};
+    const PackedHeads& heads = heads_.packed;
     const std::size_t height = kernel_.max_rows;
-    const std::size_t columns = weights_only ? heads_.n_heads : heads_.answer_dim;
+    const std::size_t columns = weights_only ? heads.n_heads : heads.answer_dim;
 
-    const double multiply_adds = static_cast<double>(batch.n) * static_cast<double>(heads_.n_heads) *
-                                 static_cast<double>(heads_.query_dim + (weights_only ? 0 : heads_.answer_dim));
+    const double multiply_adds = static_cast<double>(batch.n) * static_cast<double>(heads.n_heads) *
+                                 static_cast<double>(heads.query_dim + (weights_only ? 0 : heads.answer_dim));
     const std::size_t tiles = (batch.n + height - 1) / height;
     const std::size_t wanted =
         multiply_adds < kSerialMultiplyAdds ? 1 : std::clamp<std::size_t>(batch.n_threads, 1, tiles);
@@ -67,10 +56,10 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
     const std::size_t n_units = (batch.n + unit_rows - 1) / unit_rows;
     const std::size_t n_threads = std::min(wanted, n_units);
 
-    const std::size_t slot_bytes = slot_floats(heads_, height) * sizeof(float);
+    const std::size_t slot_bytes = slot_floats(heads, height) * sizeof(float);
     const std::size_t pass_rows =
-        heads_.n_blocks == 1 ? unit_rows : std::min(unit_rows, multiple_of(height, kPassBytes / slot_bytes * height));
-    const std::size_t scratch_size = scratch_floats(heads_, pass_rows, height);
+        heads.n_blocks == 1 ? unit_rows : std::min(unit_rows, multiple_of(height, kPassBytes / slot_bytes * height));
+    const std::size_t scratch_size = scratch_floats(heads, pass_rows, height);
     std::vector<AlignedFloats> scratch;
     for (std::size_t t = 0; t < n_threads; ++t) scratch.push_back(allocate_floats(scratch_size));
 
@@ -92,7 +81,9 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
                            const_cast<std::function<bool()>*>(&caller_stops)};
     const Interrupt worker{[](void* flag) { return static_cast<std::atomic<bool>*>(flag)->load(); }, &stop};
 
-    const auto compute = weights_only ? kernel_.route : kernel_.project;
+    const auto compute = weights_only                          ? kernel_.route
+                         : heads.precision == Precision::int16 ? kernel_.project_int16
+                                                               : kernel_.project;
     const bool stream = !weights_only && batch.n * columns * sizeof(float) > kStreamBytes;
     const auto unit = [&](std::size_t index, std::size_t thread) {
         const std::size_t first = index * unit_rows;
@@ -104,8 +95,9 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
                         batch.out + first * columns,
                         kLog2E / batch.temperature,
                         stream,
+                        batch.rounding == nullptr ? nullptr : batch.rounding + 2 * first,
                         scratch[thread].get()};
-        const std::size_t bad = compute(heads_, rows, thread == 0 ? caller : worker);
+        const std::size_t bad = compute(heads, rows, thread == 0 ? caller : worker);
         if (bad == kNoBadRow) return;
         std::size_t known = bad_row;
         while (first + bad < known && !bad_row.compare_exchange_weak(known, first + bad)) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <utility>
 
 #include "packing.h"
 #include "projection.h"
@@ -16,6 +17,7 @@ struct Batch {
     float* out;  // [n, e] or [n, K], C-contiguous
     double temperature;
     std::size_t n_threads;
+    float* rounding;  // [n][2] or null, see Rows::rounding; int16 only
 };
 
 struct Outcome {
@@ -26,24 +28,23 @@ struct Outcome {
 // Immutable once made: any number of threads may call it at the same time.
 class Engine {
    public:
-    // centroids [K, d] with unit norm, answers [K, e], C-contiguous, K, d, e >= 1; copied.
-    Engine(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
-           std::size_t answer_dim, const Kernel& kernel);
+    Engine(Heads heads, const Kernel& kernel) : kernel_(kernel), heads_(std::move(heads)) {}
 
+    // project in the precision of the heads, route of float32 heads only.
     // interrupted() is called by the calling thread about every 50 ms of a long call; true ends it early.
     Outcome project(const Batch& batch, const std::function<bool()>& interrupted) const;
     Outcome route(const Batch& batch, const std::function<bool()>& interrupted) const;
 
     const Kernel& kernel() const { return kernel_; }
-    const PackedHeads& heads() const { return heads_; }
-    std::size_t packed_bytes() const;
+    const PackedHeads& heads() const { return heads_.packed; }
+    const HeadRounding& rounding() const { return heads_.rounding; }
+    std::size_t packed_bytes() const { return heads_.data_elements * sizeof(float); }
 
    private:
     Outcome run(const Batch& batch, bool weights_only, const std::function<bool()>& interrupted) const;
 
     const Kernel& kernel_;
-    PackedHeads heads_;
-    AlignedFloats packed_;
+    Heads heads_;
 };
 
 }  // namespace headroute

@@ -1,7 +1,8 @@
 // AVX2 and FMA: Intel since Haswell (2013), AMD since Zen.
+#include "int16_kernel.inl"
 #include "projection_kernel.inl"
 
 namespace headroute {
 extern const Kernel kernel_avx2;
-const Kernel kernel_avx2 = {"avx2", kLanes, kRows, project, route};
+const Kernel kernel_avx2 = {"avx2", kLanes, kRows, project, route, project_int16};
 }  // namespace headroute

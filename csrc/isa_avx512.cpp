@@ -1,7 +1,8 @@
 // AVX-512 F, BW, DQ, VL: Intel since Skylake-X (2017), AMD since Zen 4.
+#include "int16_kernel.inl"
 #include "projection_kernel.inl"
 
 namespace headroute {
 extern const Kernel kernel_avx512;
-const Kernel kernel_avx512 = {"avx512", kLanes, kRows, project, route};
+const Kernel kernel_avx512 = {"avx512", kLanes, kRows, project, route, project_int16};
 }  // namespace headroute

@@ -39,12 +39,30 @@ struct Constant {
 
 HR_INLINE std::size_t min(std::size_t a, std::size_t b) { return a < b ? a : b; }
 
+// What strips and panels hold, and what one step of a product does with it. An element is 4 bytes in both.
+struct Float32 {
+    using Element = float;
+    using Vector = vfloat;
+    HR_MEMBER static Vector splat(Element x) { return ::splat(x); }
+    HR_MEMBER static Vector multiply_add(Vector a, Vector b, Vector sum) { return fma(a, b, sum); }
+    HR_MEMBER static vfloat value(Vector sum) { return sum; }
+};
+// Pairs of int16: a step adds two products to an int32. Exact, in any order, while the sums of a chain fit.
+struct Int16Pairs {
+    using Element = std::int32_t;
+    using Vector = vint;
+    HR_MEMBER static Vector splat(Element x) { return splat_int(x); }
+    HR_MEMBER static Vector multiply_add(Vector a, Vector b, Vector sum) { return add_pairs(a, b, sum); }
+    HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
+};
+
 // Where a product goes: element (row, column) is at data[row · row_stride + column / 16 · strip_stride + column % 16].
 struct Target {
     float* data;
     std::size_t row_stride;
     std::size_t strip_stride;
-    bool add;  // to what is there, instead of replacing it
+    bool add;            // to what is there, instead of replacing it
+    const float* scale;  // [chain][ROWS], or null: each chain's sum is multiplied by its row's
 };
 
 // Columns [column, column + VECTORS · kLanes) of the product of ROWS rows over one chain.
@@ -53,27 +71,29 @@ struct Target {
 //            width = kPanel, or kLanes for the half panel (VECTORS == 1)
 // Calls beside() at every k: room for a load and a store or two of somebody else, since a step is bound by its ROWS ·
 // VECTORS multiply-adds and leaves most of the load and store ports idle.
-template <std::size_t ROWS, std::size_t VECTORS, typename Beside>
-HR_INLINE void multiply_chain(const float* strips, const float* panels, std::size_t panel_stride, std::size_t depth,
-                              std::size_t column, const Target& target, Beside beside) {
+template <typename Arithmetic, std::size_t ROWS, std::size_t VECTORS, typename Beside>
+HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const typename Arithmetic::Element* panels,
+                              std::size_t panel_stride, std::size_t depth, std::size_t column, const Target& target,
+                              Beside beside) {
     constexpr std::size_t kWidth = VECTORS == 1 ? kLanes : kPanel;
-    vfloat acc[ROWS][VECTORS];
+    using Vector = typename Arithmetic::Vector;
+    Vector acc[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < ROWS; ++m)
 #pragma GCC unroll 8
-        for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = zero();
+        for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = Vector{};
 
     const auto step = [&](std::size_t k) __attribute__((always_inline)) {
-        const float* panel = panels + k * kWidth;
+        const auto* panel = panels + k * kWidth;
         beside();
-        vfloat b[VECTORS];
+        Vector b[VECTORS];
 #pragma GCC unroll 8
         for (std::size_t j = 0; j < VECTORS; ++j) b[j] = load(panel + (j / 2) * panel_stride + (j % 2) * kLanes);
 #pragma GCC unroll 16
         for (std::size_t m = 0; m < ROWS; ++m) {
-            const vfloat a = splat(strips[m * kStrip + k]);
+            const Vector a = Arithmetic::splat(strips[m * kStrip + k]);
 #pragma GCC unroll 8
-            for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = fma(a, b[j], acc[m][j]);
+            for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = Arithmetic::multiply_add(a, b[j], acc[m][j]);
         }
     };
     std::size_t start = 0;
@@ -96,31 +116,40 @@ HR_INLINE void multiply_chain(const float* strips, const float* panels, std::siz
             for (std::size_t j = 0; j < VECTORS; ++j) {
                 const std::size_t at = j * kLanes;  // a panel never crosses the end of a strip but at its own middle
                 float* p = row + at / kStrip * target.strip_stride + at % kStrip;
-                store(p, combine(p, acc[m][j]));
+                store(p, combine(p, m, Arithmetic::value(acc[m][j])));
             }
     };
-    if (target.add)
-        finish([](const float* p, vfloat sum) __attribute__((always_inline)) { return load(p) + sum; });
+    const float* scale = target.scale;
+    if (scale != nullptr && target.add)
+        finish([scale](const float* p, std::size_t m, vfloat sum)
+                   __attribute__((always_inline)) { return fma(sum, splat(scale[m]), load(p)); });
+    else if (scale != nullptr)
+        finish([scale](const float*, std::size_t m, vfloat sum)
+                   __attribute__((always_inline)) { return sum * splat(scale[m]); });
+    else if (target.add)
+        finish([](const float* p, std::size_t, vfloat sum) __attribute__((always_inline)) { return load(p) + sum; });
     else
-        finish([](const float*, vfloat sum) __attribute__((always_inline)) { return sum; });
+        finish([](const float*, std::size_t, vfloat sum) __attribute__((always_inline)) { return sum; });
 }
 
 // The whole product of ROWS rows: full panels, then the half panel if there is one, in chains of at most `chain` of
 // depth. Calls beside() at every k of every chain, and done(columns) each time that so many columns are complete.
-template <std::size_t ROWS, typename Beside, typename Done>
-HR_INLINE void multiply(const float* strips, const float* panels, std::size_t depth, std::size_t chain,
-                        std::size_t columns, const Target& target, Beside beside, Done done) {
+template <typename Arithmetic, std::size_t ROWS, typename Beside, typename Done>
+HR_INLINE void multiply(const typename Arithmetic::Element* strips, const typename Arithmetic::Element* panels,
+                        std::size_t depth, std::size_t chain, std::size_t columns, const Target& target, Beside beside,
+                        Done done) {
     constexpr std::size_t kWide = ROWS == 1 ? 8 : ROWS == kFewRows && kLanes == 16 ? 4 : 2;
     const std::size_t padded = round_up(columns, kLanes);
     std::size_t column = 0;
     const auto tile = [&](auto vectors) __attribute__((always_inline)) {
         constexpr std::size_t kVectors = decltype(vectors)::value;
         constexpr std::size_t kWidth = kVectors == 1 ? kLanes : kPanel;
-        const float* panel = panels + column * depth;
+        const auto* panel = panels + column * depth;
         Target part = target;
-        for (std::size_t start = 0; start < depth; start += chain, part.add = true)
-            multiply_chain<ROWS, kVectors>(strips + start * ROWS, panel + start * kWidth, kPanel * depth,
-                                           min(chain, depth - start), column, part, beside);
+        for (std::size_t start = 0; start < depth;
+             start += chain, part.add = true, part.scale += part.scale == nullptr ? 0 : ROWS)
+            multiply_chain<Arithmetic, ROWS, kVectors>(strips + start * ROWS, panel + start * kWidth, kPanel * depth,
+                                                       min(chain, depth - start), column, part, beside);
         column += kVectors * kLanes;
         done(min(column, columns));
     };

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
+#include <limits>
 #include <new>
 
 #if defined(__linux__)
@@ -17,22 +17,212 @@ namespace {
 // A block's centroids and answers are read once per tile of rows, so they must stay in L2 (1 MiB on the CPUs that
 // this was tuned on, with room left for queries, weights and output).
 constexpr std::size_t kBlockBytes = 800 * 1024;
-// A tile's weights stay in L1: 14 rows × 512 heads × 4 bytes = 28 KiB.
-constexpr std::size_t kMaxBlockHeads = 512;
+// A tile's weights stay in L1: 14 rows × 512 heads × 4 bytes = 28 KiB; int16 has them twice, in floats and in pairs,
+// 21 KiB for 256 heads (2 % faster than 192, 384 or 512 at K = 1,024 and 4,096).
+constexpr std::size_t max_block_heads(Precision precision) { return precision == Precision::int16 ? 256 : 512; }
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// [rows, columns] → panels [ceil(columns / panel)][rows][panel], zero beyond the last column.
-// Element (r, c) of the source is at from[r * row_step + c * column_step], and multiplied by `factor`.
-void pack_panels(const float* from, std::size_t row_step, std::size_t column_step, std::size_t rows,
-                 std::size_t columns, std::size_t lanes, float factor, float* to) {
+// Panels [ceil(columns / panel)][depth][panel] of element(k, column), zero beyond the last column. Returns their end.
+template <typename Element, typename Value>
+Element* pack_panels(std::size_t depth, std::size_t columns, std::size_t lanes, Element* to, Value element) {
     for (std::size_t first = 0; first < columns; first += 2 * lanes) {
         const std::size_t width = columns - first <= lanes ? lanes : 2 * lanes;
         const std::size_t used = std::min(width, columns - first);
-        for (std::size_t r = 0; r < rows; ++r, to += width) {
-            for (std::size_t c = 0; c < used; ++c) to[c] = from[r * row_step + (first + c) * column_step] * factor;
-            std::fill(to + used, to + width, 0.0f);
+        for (std::size_t k = 0; k < depth; ++k, to += width) {
+            for (std::size_t c = 0; c < used; ++c) to[c] = element(k, first + c);
+            std::fill(to + used, to + width, Element{0});
         }
+    }
+    return to;
+}
+
+PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, Precision precision,
+                        const Kernel& kernel) {
+    const std::size_t panel = 2 * kernel.lanes;
+    const std::size_t fit = kBlockBytes / sizeof(float) * per_element(precision) / (query_dim + answer_dim);
+    const std::size_t largest = std::clamp(fit / panel * panel, panel, max_block_heads(precision));
+    PackedHeads layout{nullptr, precision, n_heads, query_dim, answer_dim, n_heads, 1, 1.0f, 1.0, nullptr};
+    if (n_heads > largest) {  // blocks of equal size: a short last one would use its answers' panels badly
+        const std::size_t blocks = divide_up(n_heads, largest);
+        layout.block_heads = round_up(divide_up(n_heads, blocks), panel);
+        layout.n_blocks = divide_up(n_heads, layout.block_heads);
+    }
+    return layout;
+}
+
+std::size_t packed_elements(const PackedHeads& layout, const Kernel& kernel) {
+    const std::size_t last = layout.n_heads - (layout.n_blocks - 1) * layout.block_heads;
+    return (layout.n_blocks - 1) * block_elements(layout, layout.block_heads, kernel.lanes) +
+           block_elements(layout, last, kernel.lanes);
+}
+
+// 1, or the power of 2 that keeps the sum of K answers finite before it is divided by the sum of the weights. No larger
+// than it must be: what an answer loses at the small end of float32 is lost for good.
+float float_answer_scale(double largest, std::size_t n_heads) {
+    double scale = 1.0;
+    while (largest * static_cast<double>(n_heads) / scale > 0x1p126) scale *= 2.0;
+    return static_cast<float>(scale);
+}
+
+double largest_element(const float* values, std::size_t n) {
+    double largest = 0.0;
+    for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, static_cast<double>(std::fabs(values[i])));
+    return largest;
+}
+
+void pack_float32(const float* centroids, const float* answers, const Kernel& kernel, Heads& heads) {
+    PackedHeads& packed = heads.packed;
+    const std::size_t d = packed.query_dim, e = packed.answer_dim;
+    packed.answer_scale = float_answer_scale(largest_element(answers, packed.n_heads * e), packed.n_heads);
+    const float factor = 1.0f / packed.answer_scale;
+    float* to = heads.data.get();
+    for (std::size_t first = 0; first < packed.n_heads; first += packed.block_heads) {
+        const std::size_t n = std::min(packed.block_heads, packed.n_heads - first);
+        const float* c = centroids + first * d;
+        to = pack_panels(d, n, kernel.lanes, to, [&](std::size_t i, std::size_t k) { return c[k * d + i]; });
+        const float* a = answers + first * e;
+        to = pack_panels(n, e, kernel.lanes, to, [&](std::size_t k, std::size_t i) { return a[k * e + i] * factor; });
+    }
+}
+
+// The mean of rows [n, columns].
+std::vector<double> mean_row(const float* rows, std::size_t n, std::size_t columns) {
+    std::vector<double> mean(columns, 0.0);
+    for (std::size_t r = 0; r < n; ++r)
+        for (std::size_t i = 0; i < columns; ++i) mean[i] += rows[r * columns + i];
+    for (double& x : mean) x /= static_cast<double>(n);
+    return mean;
+}
+
+// Calls visit(chain, Σ x²) for the chains of value(0 … d - 1).
+template <typename Value, typename Visit>
+void visit_chains(std::size_t d, Value value, Visit visit) {
+    for (std::size_t start = 0; start < d; start += kIntChain) {
+        double squares = 0.0;
+        for (std::size_t i = start; i < std::min(start + kIntChain, d); ++i) squares += value(i) * value(i);
+        visit(start / kIntChain, squares);
+    }
+}
+
+// Two integers that fit an int16, in one element.
+std::int32_t pair(double low, double high) {
+    const auto half = [](double x) { return std::uint32_t{static_cast<std::uint16_t>(static_cast<std::int16_t>(x))}; };
+    return static_cast<std::int32_t>(half(low) | half(high) << 16);
+}
+
+// Values [K, columns] less `origin`, times `scale`, as the nearest int16.
+class FixedPoint {
+   public:
+    FixedPoint(const float* values, std::size_t columns, const double* origin, double scale)
+        : values_(values), columns_(columns), origin_(origin), scale_(scale) {}
+
+    double exact(std::size_t head, std::size_t i) const {
+        return values_[head * columns_ + i] - (origin_ == nullptr ? 0.0 : origin_[i]);
+    }
+    double rounded(std::size_t head, std::size_t i) const { return std::nearbyint(exact(head, i) * scale_); }
+    // ‖exact - rounded / scale‖ of a head.
+    double error(std::size_t head) const {
+        double squares = 0.0;
+        for (std::size_t i = 0; i < columns_; ++i) {
+            const double x = exact(head, i) - rounded(head, i) / scale_;
+            squares += x * x;
+        }
+        return std::sqrt(squares);
+    }
+    double norm(std::size_t head) const {
+        double squares = 0.0;
+        for (std::size_t i = 0; i < columns_; ++i) squares += exact(head, i) * exact(head, i);
+        return std::sqrt(squares);
+    }
+
+   private:
+    const float* values_;
+    std::size_t columns_;
+    const double* origin_;
+    double scale_;
+};
+
+// ‖q16‖ over a chain may be at most this far below int32's range, over the norm of the heads' chain.
+constexpr double kInt32Range = 2147483647.0;
+constexpr double kComfortable = 46300.0;  // its root, less what rounding may add to a norm
+
+// Chooses the centroids' scale, and what it leaves for queries in each chain.
+double choose_scales(const FixedPoint& centered, std::size_t n_heads, std::size_t d, std::vector<float>& limits) {
+    double largest_chain = 0.0, largest = 0.0;
+    for (std::size_t k = 0; k < n_heads; ++k) {
+        const auto value = [&](std::size_t i) { return centered.exact(k, i); };
+        visit_chains(d, value, [&](std::size_t, double s) { largest_chain = std::max(largest_chain, s); });
+        for (std::size_t i = 0; i < d; ++i) largest = std::max(largest, std::fabs(value(i)));
+    }
+    // One head is its own mean: nothing is left to compare.
+    const double scale = largest == 0.0 ? 1.0
+                                        : std::min(kComfortable / std::sqrt(largest_chain),
+                                                   static_cast<double>(kLargestInt16 - 1) / largest);
+    std::vector<double> chain_norms(divide_up(d, kIntChain), 0.0);
+    for (std::size_t k = 0; k < n_heads; ++k)
+        visit_chains(
+            d, [&](std::size_t i) { return std::nearbyint(centered.exact(k, i) * scale); },
+            [&](std::size_t chain, double s) { chain_norms[chain] = std::max(chain_norms[chain], std::sqrt(s)); });
+    limits.resize(chain_norms.size());
+    for (std::size_t g = 0; g < limits.size(); ++g) {
+        // Rounding moves a query's chain by at most √kIntChain / 2.
+        const double limit = kInt32Range / std::max(chain_norms[g], 1.0) - std::sqrt(double{kIntChain}) / 2;
+        limits[g] = static_cast<float>(1.0 / (limit * limit) * 1.000001);
+    }
+    return scale;
+}
+
+void pack_int16(const float* centroids, const float* answers, const Kernel& kernel, Heads& heads) {
+    PackedHeads& packed = heads.packed;
+    HeadRounding& rounding = heads.rounding;
+    const std::size_t d = packed.query_dim, e = packed.answer_dim, n_heads = packed.n_heads;
+    const std::vector<double> mean_centroid = mean_row(centroids, n_heads, d);
+    const std::vector<double> mean_answer = mean_row(answers, n_heads, e);
+
+    packed.centroid_scale =
+        choose_scales(FixedPoint(centroids, d, mean_centroid.data(), 1.0), n_heads, d, heads.inverse_limits);
+    packed.inverse_limits = heads.inverse_limits.data();
+    const double largest = largest_element(answers, n_heads * e);
+    packed.answer_scale =
+        largest == 0.0 ? 1.0f
+                       : std::max(static_cast<float>(largest / (kLargestInt16 - 1)), std::numeric_limits<float>::min());
+    const FixedPoint c(centroids, d, mean_centroid.data(), packed.centroid_scale);
+    const FixedPoint a(answers, e, nullptr, 1.0 / static_cast<double>(packed.answer_scale));
+
+    auto* to = reinterpret_cast<std::int32_t*>(heads.data.get());
+    for (std::size_t first = 0; first < n_heads; first += packed.block_heads) {
+        const std::size_t n = std::min(packed.block_heads, n_heads - first);
+        to = pack_panels(divide_up(d, 2), n, kernel.lanes, to, [&](std::size_t i, std::size_t k) {
+            const double second = 2 * i + 1 < d ? c.rounded(first + k, 2 * i + 1) : 0.0;
+            return pair(c.rounded(first + k, 2 * i), second);
+        });
+        to = pack_panels(divide_up(n, 2), e, kernel.lanes, to, [&](std::size_t k, std::size_t i) {
+            const double second = 2 * k + 1 < n ? a.rounded(first + 2 * k + 1, i) : 0.0;
+            return pair(a.rounded(first + 2 * k, i), second);
+        });
+    }
+
+    const FixedPoint around_mean(answers, e, mean_answer.data(), 1.0);
+    double answer_norm = 0.0;
+    rounding.query_scale = std::numeric_limits<double>::infinity();
+    for (std::size_t k = 0; k < n_heads; ++k) {
+        rounding.centroid_norm = std::max(rounding.centroid_norm, c.norm(k));
+        rounding.centroid_rounding = std::max(rounding.centroid_rounding, c.error(k));
+        rounding.answer_radius = std::max(rounding.answer_radius, around_mean.norm(k));
+        rounding.answer_rounding = std::max(rounding.answer_rounding, a.error(k));
+        answer_norm = std::max(answer_norm, a.norm(k));
+        double limit2 = 0.0;
+        const float* row = centroids + k * d;
+        visit_chains(
+            d, [&](std::size_t i) { return static_cast<double>(row[i]); },
+            [&](std::size_t g, double s) { limit2 = std::max(limit2, s * heads.inverse_limits[g]); });
+        rounding.query_scale =
+            std::min({rounding.query_scale, 1.0 / std::sqrt(limit2), (kLargestInt16 - 1) / largest_element(row, d)});
+    }
+    if (answer_norm > 0.0) {
+        rounding.answer_radius /= answer_norm;
+        rounding.answer_rounding /= answer_norm;
     }
 }
 
@@ -53,44 +243,14 @@ AlignedFloats allocate_floats(std::size_t n) {
     return AlignedFloats(static_cast<float*>(p));
 }
 
-PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, const Kernel& kernel) {
-    const std::size_t panel = 2 * kernel.lanes;
-    const std::size_t fit = kBlockBytes / sizeof(float) / (query_dim + answer_dim);
-    const std::size_t largest = std::clamp(fit / panel * panel, panel, kMaxBlockHeads);
-    PackedHeads layout{nullptr, n_heads, query_dim, answer_dim, n_heads, 1, 1.0f};
-    if (n_heads > largest) {  // blocks of equal size: a short last one would use its answers' panels badly
-        const std::size_t blocks = (n_heads + largest - 1) / largest;
-        layout.block_heads = round_up((n_heads + blocks - 1) / blocks, panel);
-        layout.n_blocks = (n_heads + layout.block_heads - 1) / layout.block_heads;
-    }
-    return layout;
-}
-
-float answer_scale(const float* answers, std::size_t n_heads, std::size_t answer_dim) {
-    double largest = 0.0;
-    for (std::size_t i = 0; i < n_heads * answer_dim; ++i)
-        largest = std::max(largest, static_cast<double>(std::fabs(answers[i])));
-    double scale = 1.0;
-    while (largest * static_cast<double>(n_heads) / scale > 0x1p126) scale *= 2.0;
-    return static_cast<float>(scale);
-}
-
-std::size_t packed_floats(const PackedHeads& layout, const Kernel& kernel) {
-    const std::size_t last = layout.n_heads - (layout.n_blocks - 1) * layout.block_heads;
-    return (layout.n_blocks - 1) * block_floats(layout, layout.block_heads, kernel.lanes) +
-           block_floats(layout, last, kernel.lanes);
-}
-
-void pack_heads(const float* centroids, const float* answers, const PackedHeads& layout, const Kernel& kernel,
-                float* to) {
-    const std::size_t d = layout.query_dim, e = layout.answer_dim;
-    for (std::size_t first = 0; first < layout.n_heads; first += layout.block_heads) {
-        const std::size_t heads = std::min(layout.block_heads, layout.n_heads - first);
-        pack_panels(centroids + first * d, 1, d, d, heads, kernel.lanes, 1.0f, to);
-        to += round_up(heads, kernel.lanes) * d;
-        pack_panels(answers + first * e, e, 1, heads, e, kernel.lanes, 1.0f / layout.answer_scale, to);
-        to += round_up(e, kernel.lanes) * heads;
-    }
+Heads pack_heads(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
+                 std::size_t answer_dim, Precision precision, const Kernel& kernel) {
+    Heads heads{head_layout(n_heads, query_dim, answer_dim, precision, kernel), {}, nullptr, 0, {}};
+    heads.data_elements = packed_elements(heads.packed, kernel);
+    heads.data = allocate_floats(heads.data_elements);
+    heads.packed.data = heads.data.get();
+    (precision == Precision::int16 ? pack_int16 : pack_float32)(centroids, answers, kernel, heads);
+    return heads;
 }
 
 }  // namespace headroute

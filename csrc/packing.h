@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "projection.h"
 
@@ -17,17 +18,27 @@ using AlignedFloats = std::unique_ptr<float[], FreeAligned>;
 // Throws std::bad_alloc.
 AlignedFloats allocate_floats(std::size_t n);
 
-// The layout for K heads of d and e columns; `data` is null and `answer_scale` is 1.
-PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, const Kernel& kernel);
+// How far 16-bit heads are from the real ones, and what bounds on a projection need to know; relative to the largest
+// ‖a‖ where it says so.
+struct HeadRounding {
+    double centroid_norm = 0;      // the largest ‖ĉ - μ‖
+    double centroid_rounding = 0;  // the largest ‖(ĉ - μ) - c16 / centroid_scale‖
+    double answer_radius = 0;      // the largest ‖a - mean a‖, relative
+    double answer_rounding = 0;    // the largest ‖a - packed a‖, relative
+    double query_scale = 0;        // the smallest ‖q16‖ if the centroids themselves were queries
+};
 
-// 1, or the power of 2 that keeps the sum of K answers finite before it is divided by the sum of the weights. No larger
-// than it must be: what an answer loses at the small end of float32 is lost for good.
-float answer_scale(const float* answers, std::size_t n_heads, std::size_t answer_dim);
+// Everything that a kernel needs to know of heads, and the memory behind it.
+struct Heads {
+    PackedHeads packed;
+    HeadRounding rounding;  // int16 only
+    AlignedFloats data;
+    std::size_t data_elements;
+    std::vector<float> inverse_limits;
+};
 
-std::size_t packed_floats(const PackedHeads& layout, const Kernel& kernel);
-
-// centroids [K, d] with unit norm, answers [K, e], both C-contiguous → to [packed_floats()].
-void pack_heads(const float* centroids, const float* answers, const PackedHeads& layout, const Kernel& kernel,
-                float* to);
+// centroids [K, d] with unit norm, answers [K, e], both C-contiguous, K, d, e >= 1; copied.
+Heads pack_heads(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
+                 std::size_t answer_dim, Precision precision, const Kernel& kernel);
 
 }  // namespace headroute

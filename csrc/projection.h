@@ -14,20 +14,40 @@ namespace headroute {
 // fit in 16 integer registers), and rows 4 KiB apart do not fall into the same L1 set.
 constexpr std::size_t kStrip = 16;
 
-constexpr std::size_t round_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
+constexpr std::size_t divide_up(std::size_t n, std::size_t by) { return (n + by - 1) / by; }
+constexpr std::size_t round_up(std::size_t n, std::size_t step) { return divide_up(n, step) * step; }
 
-// Heads as a kernel reads them. Block b covers heads [b * block_heads, …) and is one contiguous run:
-//   centroids  [ceil(heads / panel)][query_dim][panel]   then   answers  [ceil(answer_dim / panel)][heads][panel]
-// A panel is 2 vectors wide; a last panel that would be at most half full is stored 1 vector wide. Columns
-// beyond the end are zero. Centroids have unit norm.
+enum class Precision { float32, int16 };
+
+// Values in an element, the 4 bytes that a kernel multiplies by at once: a float, or a pair of int16.
+constexpr std::size_t per_element(Precision precision) { return precision == Precision::int16 ? 2 : 1; }
+
+// int16: products that are added up in int32 before the sum becomes a float. A short chain has a small norm, so its
+// values may be large and their rounding is small; the price of 128 is 2 % of the products' time (64: 5 %).
+constexpr std::size_t kIntChain = 128;
+constexpr std::size_t kLargestInt16 = 32767;
+
+// Heads as a kernel reads them. Block b covers heads [b * block_heads, …) and is one contiguous run of elements:
+//   centroids  [ceil(heads / panel)][query_dim / per][panel]  then  answers  [ceil(answer_dim / panel)][heads /
+//   per][panel]
+// per = per_element(precision), rounded up. A panel is 2 vectors wide; a last panel that would be at most half full is
+// stored 1 vector wide. What is beyond the end is zero.
 struct PackedHeads {
-    const float* data;        // 64-byte aligned
+    const void* data;  // 64-byte aligned
+    Precision precision;
     std::size_t n_heads;      // K
     std::size_t query_dim;    // d
     std::size_t answer_dim;   // e
-    std::size_t block_heads;  // a function of K, d, e and the ISA alone, so that bits depend on nothing else
+    std::size_t block_heads;  // a function of K, d, e, precision and the ISA alone, so that bits depend on nothing else
     std::size_t n_blocks;
-    float answer_scale;  // a power of 2: the packed answers times this are the answers
+    // float32: centroids ĉ of unit norm; answers a / answer_scale, answer_scale a power of 2.
+    // int16:   centroids (ĉ - μ) · centroid_scale and answers a / answer_scale, rounded; μ, the mean of the centroids,
+    //          adds the same to all cosines of a query, which softmax does not see.
+    float answer_scale;
+    double centroid_scale;
+    // int16: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a chain exceeds the
+    // chain's 1 / inverse_limit: then |q16 · c16| < 2^31 over the chain for every head (Cauchy-Schwarz).
+    const float* inverse_limits;
 };
 
 // A run of rows, computed by one thread.
@@ -38,8 +58,9 @@ struct Rows {
     std::size_t pass_rows;  // rows that go through all blocks together; a multiple of the kernel's max_rows
     float* out;             // [n, e] projected, or [n, K] weights; C-contiguous
     double log2e_over_temperature;
-    bool stream;     // write `out` past the caches (project only): it is larger than they are
-    float* scratch;  // scratch_floats() floats, 64-byte aligned
+    bool stream;      // write `out` past the caches (project only): it is larger than they are
+    float* rounding;  // [n][2], or null; int16: ‖q̂ - its rounding‖, and Σ |w - its rounding| / Σ w
+    float* scratch;   // scratch_floats() floats, 64-byte aligned
 };
 
 // Polled between blocks of heads; true means stop: the call was interrupted.
@@ -57,19 +78,26 @@ struct Kernel {
     // Both return the first row with a NaN or infinity, or kNoBadRow; the rows of `out` are then unspecified.
     std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*route)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
+    std::size_t (*project_int16)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
 };
 
-// Floats in a block of `heads` heads.
-constexpr std::size_t block_floats(const PackedHeads& h, std::size_t heads, std::size_t lanes) {
-    return round_up(heads, lanes) * h.query_dim + round_up(h.answer_dim, lanes) * heads;
+// `n` values in elements.
+constexpr std::size_t elements(const PackedHeads& h, std::size_t n) { return divide_up(n, per_element(h.precision)); }
+
+// Elements in a block of `heads` heads: its centroids, and all of it.
+constexpr std::size_t centroid_elements(const PackedHeads& h, std::size_t heads, std::size_t lanes) {
+    return round_up(heads, lanes) * elements(h, h.query_dim);
+}
+constexpr std::size_t block_elements(const PackedHeads& h, std::size_t heads, std::size_t lanes) {
+    return centroid_elements(h, heads, lanes) + round_up(h.answer_dim, lanes) * elements(h, heads);
 }
 
 // Floats between two rows of sums: whole panels, and one strip more, so that rows are never a multiple of 4 KiB apart.
 constexpr std::size_t sum_stride(std::size_t answer_dim) { return round_up(answer_dim, 2 * kStrip) + kStrip; }
 
-// A tile's slot: queries in strips, sums, squares, and three numbers a row. Every part is 64-byte aligned.
+// A tile's slot: queries in strips, sums, squares, and five numbers a row. Every part is 64-byte aligned.
 constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
-    return max_rows * (round_up(h.query_dim, kStrip) + sum_stride(h.answer_dim) + kStrip) + 3 * kStrip;
+    return max_rows * (round_up(elements(h, h.query_dim), kStrip) + sum_stride(h.answer_dim) + kStrip) + 5 * kStrip;
 }
 
 // With one block a tile is finished before the one after next begins. With several, every tile of a pass stays;
@@ -78,10 +106,21 @@ constexpr std::size_t tile_slots(const PackedHeads& h, std::size_t pass_rows, st
     return h.n_blocks == 1 ? 2 : pass_rows / max_rows + 1;
 }
 
-// Scratch of one thread: the slots, and one tile of weights.
+// One tile of weights; then, with int16, the same in pairs, and a scale for every row and chain.
+constexpr std::size_t weight_floats(const PackedHeads& h, std::size_t max_rows) {
+    return max_rows * round_up(h.block_heads, 2 * kStrip);
+}
+constexpr std::size_t weight_pairs(const PackedHeads& h, std::size_t max_rows) {
+    return h.precision == Precision::int16 ? max_rows * round_up(elements(h, h.block_heads), kStrip) : 0;
+}
+constexpr std::size_t weight_scales(const PackedHeads& h, std::size_t max_rows) {
+    return h.precision == Precision::int16 ? round_up(divide_up(h.block_heads, kIntChain) * max_rows, kStrip) : 0;
+}
+
+// Scratch of one thread: the slots, and the weights of one tile.
 constexpr std::size_t scratch_floats(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
-    return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) +
-           max_rows * round_up(h.block_heads, 2 * kStrip);
+    return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) + weight_floats(h, max_rows) +
+           weight_pairs(h, max_rows) + weight_scales(h, max_rows);
 }
 
 }  // namespace headroute

@@ -22,10 +22,12 @@
 // the tile's height and the row's place in it; block borders depend on K, d, e and the width of a vector alone.
 // Accuracy: sums are cut into short chains (kChain, kWeightChain, a block), so that rounding errors grow with the
 // chain's length and not with d or K; docs/decisions/0002. Not responsible for: threads, memory, checks of shapes
-// (engine.cpp), the product itself (multiply.h).
+// (engine.cpp), the product itself (multiply.h), the walk over tiles and blocks
+// (tile.h), 16-bit arithmetic (int16_kernel.inl).
 
 #include "multiply.h"
 #include "projection.h"
+#include "tile.h"
 #include "vec.h"
 
 namespace {
@@ -39,46 +41,14 @@ constexpr std::size_t kChain = 96;
 // Likewise vectors of weights.
 constexpr std::size_t kWeightChain = 16;
 
-// A tile of rows on its way through the kernel: which rows, and where they are in the thread's scratch.
-struct Tile {
-    std::size_t slot;
-    std::size_t first;   // counted from the start of `Rows`
-    std::size_t rows;    // real ones, 0 when there are none left; up to `height` the rest is padding
-    std::size_t height;  // kRows, kFewRows or 1
-    float* strips;       // [d / 16][height][16] queries
-    float* sums;         // [height][sum_stride(e)] Σ w a so far
-    float* squares;      // [height][16] Σ q², to be added up
-    float* scale;        // [height] c = log2(e) / (τ‖q‖); 0 for a zero query: all weights equal
-    float* maximum;      // [height] m
-    float* weight_sum;   // [height] Σ w
-};
-
-// The tile that begins with row `first` of a pass that ends before row `end`.
-HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t slot, std::size_t first,
-                       std::size_t end) {
-    const std::size_t rest = end - first;
-    const std::size_t height = rest == 1 ? 1 : rest > kRows / 2 ? kRows : kFewRows;
-    Tile tile{slot, first, min(rest, height), height, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-    tile.strips = rows.scratch + slot * slot_floats(heads, kRows);
-    tile.sums = tile.strips + kRows * round_up(heads.query_dim, kStrip);
-    tile.squares = tile.sums + kRows * sum_stride(heads.answer_dim);
-    tile.scale = tile.squares + kRows * kStrip;
-    tile.maximum = tile.scale + kStrip;
-    tile.weight_sum = tile.maximum + kStrip;
-    return tile;
-}
-
-HR_INLINE Tile tile_after(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t end) {
-    const std::size_t slot = tile.slot + 1 < tile_slots(heads, rows.pass_rows, kRows) ? tile.slot + 1 : 0;
-    return tile_at(heads, rows, slot, tile.first + tile.rows, end);
-}
-
 // Copies a tile's queries into its strips and sums up their squares, 16 columns of one row at a time.
 class Packer {
    public:
-    HR_MEMBER Packer(const Rows& rows, std::size_t d, const Tile& tile)
+    using Element = float;
+
+    HR_MEMBER Packer(const Rows& rows, const PackedHeads& heads, const Tile& tile)
         : tile_(tile),
-          d_(tile.rows > 0 ? d : 0),
+          d_(tile.rows > 0 ? heads.query_dim : 0),
           stride_(rows.query_stride),
           first_row_(rows.queries + static_cast<std::ptrdiff_t>(tile.first) * stride_),
           // The rows of the tile after this one are asked for now: a tile's time before they are read.
@@ -137,8 +107,6 @@ class Packer {
     std::size_t row_ = 0, column_ = 0;
 };
 
-HR_INLINE bool is_finite(float x) { return x - x == 0.0f; }
-
 // A query whose squared norm is not comfortably inside float32. Scales its strips by a power of 2, which no cosine
 // sees, until the largest element is about 1. Returns the new ‖row‖², or -1 if there is a NaN or infinity. Rare, so
 // plain and slow.
@@ -167,11 +135,10 @@ HR_INLINE std::size_t measure_queries(const Rows& rows, std::size_t d, const Til
     for (std::size_t m = 0; m < tile.height; ++m) {
         tile.maximum[m] = -__builtin_inff();
         tile.weight_sum[m] = 0.0f;
+        tile.weight_rounding[m] = 0.0f;
         tile.scale[m] = 0.0f;
         if (m >= tile.rows) continue;
-        vfloat squares = zero();
-        for (std::size_t j = 0; j < kStrip; j += kLanes) squares += load(tile.squares + m * kStrip + j);
-        float norm2 = reduce_add(squares);
+        float norm2 = sum_of_strip(tile.squares + m * kStrip);
         if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) {  // also taken by NaN and by a zero query
             norm2 = rescale_row(tile.strips + m * kStrip, tile.height * kStrip, d);
             if (norm2 < 0.0f) return tile.first + m;
@@ -182,16 +149,6 @@ HR_INLINE std::size_t measure_queries(const Rows& rows, std::size_t d, const Til
         }
     }
     return kNoBadRow;
-}
-
-// The maximum of a row of dots. `row` points at its first strip.
-HR_INLINE float row_maximum(const float* row, std::size_t row_stride, std::size_t heads) {
-    const float lowest = -__builtin_inff();
-    vfloat largest = splat(lowest);
-    std::size_t k = 0;
-    for (; k + kLanes <= heads; k += kLanes) largest = max(load(row + k / kStrip * row_stride + k % kStrip), largest);
-    if (k < heads) largest = max(load_partial(row + k / kStrip * row_stride + k % kStrip, heads - k, lowest), largest);
-    return reduce_max(largest);
 }
 
 // Dots → weights in place; returns their sum.
@@ -218,140 +175,27 @@ HR_INLINE float row_weights(float* row, std::size_t row_stride, std::size_t head
     return reduce_add(sum);
 }
 
-// Online softmax over one block of a tile: raw dots [block / 16][ROWS][16] → weights, in place. When a row's maximum
-// grows, what earlier blocks summed up shrinks accordingly.
+// Online softmax over one block of a tile: raw dots [block / 16][ROWS][16] → weights, in place.
 template <std::size_t ROWS>
 HR_INLINE void softmax_block(const Tile& tile, float* dots, std::size_t heads, std::size_t e) {
     for (std::size_t m = 0; m < ROWS; ++m) {
         float* row = dots + m * kStrip;
-        const float block_maximum = row_maximum(row, ROWS * kStrip, heads);
-        const float before = tile.maximum[m];
-        if (block_maximum > before) {
-            tile.maximum[m] = block_maximum;
-            if (tile.weight_sum[m] > 0.0f) {  // not the first block
-                const vfloat decay = exp2_nonpositive(splat((before - block_maximum) * tile.scale[m]));
-                tile.weight_sum[m] *= reduce_max(decay);
-                float* sums = tile.sums + m * sum_stride(e);
-                for (std::size_t i = 0; i < e; i += kLanes) store(sums + i, load(sums + i) * decay);
-            }
-        }
+        raise_maximum(tile, m, row_maximum(row, ROWS * kStrip, heads), e);
         tile.weight_sum[m] += row_weights(row, ROWS * kStrip, heads, tile.maximum[m], tile.scale[m]);
     }
 }
 
-// to = from · factor for the few floats at the ends of a row.
-HR_INLINE void scale_few(float* to, const float* from, std::size_t n, float factor) {
-    std::size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        vfloat4 v;
-        __builtin_memcpy(&v, from + i, sizeof v);
-        v *= factor;
-        __builtin_memcpy(to + i, &v, sizeof v);
-    }
-    for (; i < n; ++i) to[i] = from[i] * factor;
-}
-
-// Writes finished columns of a tile to `out`, a row at a time: sums · answer_scale / Σw. Past the caches, if
-// rows.stream says so, and then in whole cache lines wherever `out` starts: a line may have to wait for the next panel.
-class Writer {
-   public:
-    HR_MEMBER Writer(const Rows& rows, const PackedHeads& heads, const Tile& tile)
-        : e_(heads.answer_dim),
-          stream_(rows.stream),
-          rows_(tile.rows),
-          sums_(tile.sums),
-          out_(rows.out + tile.first * e_),
-          row_(rows_) {
-        for (std::size_t m = 0; m < rows_; ++m) factor_[m] = heads.answer_scale / tile.weight_sum[m];
-    }
-
-    // Columns up to `columns` are complete in all rows.
-    HR_MEMBER void ready(std::size_t columns) {
-        rest();
-        written_ = ready_;
-        ready_ = columns;
-        row_ = 0;
-    }
-
-    HR_MEMBER void row() {
-        if (row_ == rows_) return;
-        const float* from = sums_ + row_ * sum_stride(e_);
-        float* to = out_ + row_ * e_;
-        const vfloat f = splat(factor_[row_++]);
-        const std::size_t head = head_of(to);
-        for (std::size_t i = head + (written_ < head ? 0 : (written_ - head) / kStrip * kStrip); i + kStrip <= ready_;
-             i += kStrip)
-            for (std::size_t j = 0; j < kStrip; j += kLanes) {
-                const vfloat v = load(from + i + j) * f;
-                if (stream_)
-                    stream(to + i + j, v);
-                else
-                    store(to + i + j, v);
-            }
-    }
-
-    HR_MEMBER void rest() {
-        while (row_ < rows_) row();
-    }
-
-    // What is less than a line, at both ends of every row.
-    HR_MEMBER void ends() const {
-        for (std::size_t m = 0; m < rows_; ++m) {
-            const float* from = sums_ + m * sum_stride(e_);
-            float* to = out_ + m * e_;
-            const std::size_t head = head_of(to), tail = head + (e_ - head) / kStrip * kStrip;
-            scale_few(to, from, head, factor_[m]);
-            scale_few(to + tail, from + tail, e_ - tail, factor_[m]);
-        }
-    }
-
-   private:
-    // Floats of a row before its first whole line.
-    HR_MEMBER std::size_t head_of(const float* row) const {
-        const std::size_t misaligned = stream_ ? reinterpret_cast<std::uintptr_t>(row) % 64 / sizeof(float) : 0;
-        return misaligned == 0 ? 0 : min(kStrip - misaligned, e_);
-    }
-
-    const std::size_t e_;
-    const bool stream_;
-    const std::size_t rows_;
-    const float* const sums_;
-    float* const out_;
-    float factor_[kRows];
-    std::size_t row_;
-    std::size_t written_ = 0, ready_ = 0;  // columns
-};
-
-struct Block {
-    const float* centroids;
-    const float* answers;
-    std::size_t first;  // head
-    std::size_t heads;
-    bool is_first, is_last;
-};
-
-HR_INLINE Block block_at(const PackedHeads& heads, std::size_t index) {
-    const std::size_t first = index * heads.block_heads;
-    const std::size_t n = min(heads.block_heads, heads.n_heads - first);
-    const float* centroids = heads.data + index * block_floats(heads, heads.block_heads, kLanes);
-    return {centroids,  centroids + round_up(n, kLanes) * heads.query_dim,
-            first,      n,
-            index == 0, index + 1 == heads.n_blocks};
-}
-
-HR_INLINE void nothing() {}
-
 // Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16]. Beside them `next` is packed (first
 // block), or `later` is called.
 template <std::size_t ROWS, typename Later>
-HR_INLINE void dot_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
+HR_INLINE void dot_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
                          const Tile& next, float* dots, Later later) {
     const auto product = [&](auto beside) __attribute__((always_inline)) {
-        multiply<ROWS>(tile.strips, block.centroids, heads.query_dim, kChain, block.heads,
-                       Target{dots, kStrip, ROWS * kStrip, false}, beside, [](std::size_t) {});
+        multiply<Float32, ROWS>(tile.strips, block.centroids, heads.query_dim, kChain, block.heads,
+                                Target{dots, kStrip, ROWS * kStrip, false, nullptr}, beside, [](std::size_t) {});
     };
     if (block.is_first) {
-        Packer packer(rows, heads.query_dim, next);  // not passed on by reference: docs/decisions/0008
+        Packer packer(rows, heads, next);  // not passed on by reference: docs/decisions/0008
         product([&]() __attribute__((always_inline)) { packer.line(); });
         packer.rest();
     } else {
@@ -361,36 +205,31 @@ HR_INLINE void dot_block(const PackedHeads& heads, const Rows& rows, const Block
 
 // One block of a tile, projected.
 template <std::size_t ROWS>
-HR_INLINE void project_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
+HR_INLINE void project_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
                              const Tile& next, float* weights) {
     const std::size_t e = heads.answer_dim;
-    // The sums were last touched a pass of rows ago and are in L3: 2 to 3 % at K = 1,024 if nobody asks for them.
-    const float* soon = tile.sums;
-    const float* const end = soon + ROWS * sum_stride(e);
-    dot_block<ROWS>(heads, rows, block, tile, next, weights, [&]() __attribute__((always_inline)) {
-        if (soon >= end) return;
-        __builtin_prefetch(soon);
-        soon += kStrip;
-    });
+    SumsAhead sums_ahead(tile, ROWS * sum_stride(e));
+    dot_block<ROWS>(heads, rows, block, tile, next, weights,
+                    [&]() __attribute__((always_inline)) { sums_ahead.line(); });
     softmax_block<ROWS>(tile, weights, block.heads, e);
-    const Target sums{tile.sums, sum_stride(e), kStrip, !block.is_first};
+    const Target sums{tile.sums, sum_stride(e), kStrip, !block.is_first, nullptr};
     if (block.is_last) {
         Writer writer(rows, heads, tile);
-        multiply<ROWS>(
+        multiply<Float32, ROWS>(
             weights, block.answers, block.heads, block.heads, e, sums,
             [&]() __attribute__((always_inline)) { writer.row(); },
             [&](std::size_t columns) __attribute__((always_inline)) { writer.ready(columns); });
         writer.rest();
         writer.ends();
     } else {
-        multiply<ROWS>(weights, block.answers, block.heads, block.heads, e, sums, nothing, [](std::size_t) {});
+        multiply<Float32, ROWS>(weights, block.answers, block.heads, block.heads, e, sums, nothing, [](std::size_t) {});
     }
 }
 
 // One block of a tile, its dots copied to `out`; after the last block they are turned into weights, since the maximum
 // is known only then.
 template <std::size_t ROWS>
-HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Block& block, const Tile& tile,
+HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
                            const Tile& next, float* dots) {
     const std::size_t n_heads = heads.n_heads;
     dot_block<ROWS>(heads, rows, block, tile, next, dots, nothing);
@@ -411,55 +250,22 @@ HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Blo
     }
 }
 
-// Calls compute(Constant<tile height>, block, tile, next tile) for every block and tile of every pass.
-template <typename Compute>
-HR_INLINE std::size_t for_each_tile(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt,
-                                    Compute compute) {
-    for (std::size_t start = 0; start < rows.n; start += rows.pass_rows) {
-        const std::size_t end = min(start + rows.pass_rows, rows.n);
-        for (std::size_t b = 0; b < heads.n_blocks; ++b) {
-            const Block block = block_at(heads, b);
-            Tile next = tile_at(heads, rows, 0, start, end);
-            if (block.is_first) Packer(rows, heads.query_dim, next).rest();
-            while (next.rows > 0) {
-                const Tile tile = next;
-                if (block.is_first) {
-                    const std::size_t bad = measure_queries(rows, heads.query_dim, tile);
-                    if (bad != kNoBadRow) return bad;
-                }
-                next = tile_after(heads, rows, tile, end);
-                if (tile.height == kRows)
-                    compute(Constant<kRows>{}, block, tile, next);
-                else if (tile.height == kFewRows)
-                    compute(Constant<kFewRows>{}, block, tile, next);
-                else
-                    compute(Constant<1>{}, block, tile, next);
-            }
-            if (interrupt.requested(interrupt.context)) return kNoBadRow;
-        }
-    }
-    if (rows.stream) stream_fence();
-    return kNoBadRow;
-}
-
-HR_INLINE float* tile_weights(const PackedHeads& heads, const Rows& rows) {
-    return rows.scratch + tile_slots(heads, rows.pass_rows, kRows) * slot_floats(heads, kRows);
-}
-
 std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const weights = tile_weights(heads, rows);
-    return for_each_tile(heads, rows, interrupt,
-                         [&](auto height, const Block& block, const Tile& tile, const Tile& next) {
-                             project_block<decltype(height)::value>(heads, rows, block, tile, next, weights);
-                         });
+    return for_each_tile<Packer>(
+        heads, rows, interrupt, [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
+        [&](auto height, const Block<float>& block, const Tile& tile, const Tile& next) {
+            project_block<decltype(height)::value>(heads, rows, block, tile, next, weights);
+        });
 }
 
 std::size_t route(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const dots = tile_weights(heads, rows);
-    return for_each_tile(heads, rows, interrupt,
-                         [&](auto height, const Block& block, const Tile& tile, const Tile& next) {
-                             route_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
-                         });
+    return for_each_tile<Packer>(
+        heads, rows, interrupt, [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
+        [&](auto height, const Block<float>& block, const Tile& tile, const Tile& next) {
+            route_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
+        });
 }
 
 }  // namespace

@@ -34,9 +34,39 @@ typedef float vfloat_unaligned __attribute__((vector_size(4 * kLanes), aligned(4
 
 HR_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
 HR_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
+typedef std::int32_t vint_unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+HR_INLINE vint load(const std::int32_t* p) { return *reinterpret_cast<const vint_unaligned*>(p); }
+HR_INLINE void store(std::int32_t* p, vint v) { *reinterpret_cast<vint_unaligned*>(p) = v; }
+HR_INLINE vint splat_int(std::int32_t x) { return x - vint{}; }
+HR_INLINE vfloat to_float(vint v) { return __builtin_convertvector(v, vfloat); }
 HR_INLINE vfloat zero() { return vfloat{}; }
 HR_INLINE vfloat select(vint mask, vfloat yes, vfloat no) { return mask ? yes : no; }
-HR_INLINE vfloat max(vfloat a, vfloat b) { return select(a > b, a, b); }
+HR_INLINE vfloat abs(vfloat a) { return (vfloat)((vint)a & 0x7fffffff); }
+
+HR_INLINE bool is_finite(float x) { return x - x == 0.0f; }
+
+// Adding this rounds a float of at most 2^22 to the nearest integer, and leaves that integer in the low bits.
+constexpr float kRoundBias = 0x1.8p23f;
+
+// The low 16 bits of every lane.
+typedef std::int16_t vshort __attribute__((vector_size(2 * kLanes)));
+HR_INLINE void store_low_halves(std::int16_t* p, vint v) {
+    const vshort low = __builtin_convertvector(v, vshort);
+    __builtin_memcpy(p, &low, sizeof low);
+}
+
+// a > b ? a : b, also for NaN.
+HR_INLINE vfloat max(vfloat a, vfloat b) {
+#if defined(__AVX512F__)  // a full mask: GCC 12 warns of the undefined vector in the form without one
+    return (vfloat)_mm512_mask_max_ps((__m512)a, 0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vfloat)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return select(a > b, a, b);
+#endif
+}
 
 // The first n lanes; the others are `rest`.
 HR_INLINE vfloat load_partial(const float* p, std::size_t n, float rest) {
@@ -74,6 +104,21 @@ HR_INLINE vfloat splat(float x) { return x - zero(); }
 HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) { return a * b + c; }
 HR_INLINE void stream(float* p, vfloat v) { store(p, v); }
 #endif
+
+// sum + a[0] · b[0] + a[1] · b[1], of the two int16 in every lane.
+HR_INLINE vint add_pairs(vint a, vint b, vint sum) {
+#if defined(__AVX512VNNI__)
+    return (vint)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    return sum + (vint)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return sum + (vint)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return sum + (vint)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
 
 HR_INLINE void stream_fence() {
 #if defined(__SSE2__)
@@ -113,24 +158,32 @@ HR_INLINE float reduce_max(vfloat v) {
 }
 
 // 2^y for y <= 0; 0 below 2^-125, so that no result is subnormal.
-// y = n + f with n integer and |f| <= 1/2: adding 1.5 * 2^23 rounds to nearest and leaves n in the low bits.
-// 2^f by a minimax polynomial of degree 6 (relative error 1.9e-9 on [-1/2, 1/2]; with the roundings of the
-// evaluation 1 ulp, measured over all floats of the domain by tests/test_kernel.py). n goes to the exponent.
+// y = n + f with n the nearest integer, |f| <= 1/2. 2^f by a minimax polynomial of degree 6 (relative error 1.9e-9 on
+// [-1/2, 1/2]; with the roundings of the evaluation 1 ulp, measured over all floats of the domain by
+// tests/test_kernel.py). n goes to the exponent.
 HR_INLINE vfloat exp2_nonpositive(vfloat y) {
     const vfloat smallest = splat(-125.0f);
+    const auto polynomial = [](vfloat f) __attribute__((always_inline)) {
+        vfloat p = splat(0x1.41d334p-13f);
+        p = fma(p, f, splat(0x1.5f456ap-10f));
+        p = fma(p, f, splat(0x1.3b2dbcp-7f));
+        p = fma(p, f, splat(0x1.c6aed4p-5f));
+        p = fma(p, f, splat(0x1.ebfbdap-3f));
+        p = fma(p, f, splat(0x1.62e430p-1f));
+        return fma(p, f, splat(1.0f));
+    };
+#if defined(__AVX512F__)
+    // Rounding, exponent and cut-off in one instruction each.
+    const __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, (__m512)smallest, _CMP_GE_OQ);
+    const vfloat n =
+        (vfloat)_mm512_mask_roundscale_ps((__m512)y, 0xffff, (__m512)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (vfloat)_mm512_maskz_scalef_ps(normal, (__m512)polynomial(y - n), (__m512)n);
+#else
     const vfloat clamped = max(y, smallest);
-    const vfloat bias = splat(0x1.8p23f);
-    const vfloat biased = clamped + bias;
-    const vfloat f = clamped - (biased - bias);
-    vfloat p = splat(0x1.41d334p-13f);
-    p = fma(p, f, splat(0x1.5f456ap-10f));
-    p = fma(p, f, splat(0x1.3b2dbcp-7f));
-    p = fma(p, f, splat(0x1.c6aed4p-5f));
-    p = fma(p, f, splat(0x1.ebfbdap-3f));
-    p = fma(p, f, splat(0x1.62e430p-1f));
-    p = fma(p, f, splat(1.0f));
-    const vfloat result = (vfloat)((vint)p + ((vint)biased << 23));
-    return select(y < smallest, zero(), result);
+    const vfloat biased = clamped + splat(kRoundBias);
+    const vfloat p = polynomial(clamped - (biased - splat(kRoundBias)));
+    return select(y < smallest, zero(), (vfloat)((vint)p + ((vint)biased << 23)));
+#endif
 }
 
 }  // namespace

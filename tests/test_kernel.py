@@ -223,8 +223,10 @@ def test_a_daemon_thread_may_outlive_the_interpreter():
     assert (run.returncode, run.stderr) == (0, "")
 
 
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 FLAGS = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "avx512vnni": [*AVX512, "-mavx512vnni"],
+    "avx512": AVX512,
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
 }
