@@ -10,13 +10,27 @@ class BuildInfo(TypedDict):
     isas_built: list[str]
     isas_available: list[str]
 
+class HeadRounding(TypedDict):
+    centroid_norm: float
+    centroid_rounding: float
+    answer_radius: float
+    answer_rounding: float
+    query_scale: float
+
 def build_info() -> BuildInfo: ...
 
 @final
 class Engine:
-    def __init__(self, centroids: Float32, answers: Float32, isa: str = "") -> None: ...
+    def __init__(
+        self, centroids: Float32, answers: Float32, isa: str = "", precision: str = "float32"
+    ) -> None: ...
     def project(
-        self, queries: Float32, temperature: float, out: Float32, num_threads: int
+        self,
+        queries: Float32,
+        temperature: float,
+        out: Float32,
+        num_threads: int,
+        rounding: Float32 | None = None,
     ) -> int: ...
     def route(
         self, queries: Float32, temperature: float, out: Float32, num_threads: int
@@ -27,3 +41,5 @@ class Engine:
     def isa(self) -> str: ...
     @property
     def packed_bytes(self) -> int: ...
+    @property
+    def rounding(self) -> HeadRounding: ...

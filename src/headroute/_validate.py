@@ -43,6 +43,26 @@ def temperature(value: float) -> float:
     return result
 
 
+def tolerance(value: float) -> float:
+    """Return `value` as a float.
+
+    TypeError unless it is a real number, ValueError unless it is finite and not negative.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"tolerance must be a number, got {value!r}")
+    result = float(value)
+    if not (math.isfinite(result) and result >= 0):
+        raise ValueError(f"tolerance must be a finite number of at least 0, got {result!r}")
+    return result
+
+
+def precision(value: str | None, valid: Sequence[str]) -> str | None:
+    """Return `value`; ValueError unless it is None or one of `valid`."""
+    if value is not None and value not in valid:
+        raise ValueError(f"precision must be None or one of {', '.join(valid)}, got {value!r}")
+    return value
+
+
 def num_threads(value: int) -> int:
     """Return `value` as an int; TypeError unless it is an integer, ValueError below 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

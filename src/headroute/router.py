@@ -7,17 +7,20 @@ the backend's.
 """
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from headroute import _backends, _validate
+from headroute._int16 import LazyInt16Heads, MeasuredInt16
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
+from headroute.precision import PRECISIONS, Plan, choose, float32_bound
 
 # float32 bytes of weights that top_heads holds at once; selecting the best needs about three times
 # as much again.
@@ -46,13 +49,16 @@ class Router:
         temperature: default τ of the calls, positive and finite.
         names: one str a head; "0", "1", … by default.
         backend: "auto" (the best that can run here) or one of `available_backends()`.
+        tolerance: the largest ‖projected - exact‖ / max_k ‖a_k‖ to accept from `project`, for any
+            query. Above what float32 promises it may buy speed: `plan()` says what it bought.
+        precision: "float32" or "int16" forces that arithmetic, whatever the tolerance.
 
     Both arrays are copied as float32. A router cannot be changed, and may be used from several
     threads at once.
 
     Raises TypeError for arrays that are not real numbers, and ValueError for wrong shapes, for
-    heads with a NaN, an infinity or a zero centroid (named by number) and for a backend that cannot
-    run here.
+    heads with a NaN, an infinity or a zero centroid (named by number), for a backend that cannot
+    run here, and for a precision that the backend does not have.
 
     Queries of every call are (N, d) or one (d,), real numbers. float32 with unit column stride, of
     any row stride, memory-mapped or read-only, is used in place; anything else (float64, float16,
@@ -64,12 +70,16 @@ class Router:
         "_answers",
         "_backend",
         "_centroids",
+        "_chains",
+        "_forced",
         "_heads",
+        "_int16",
         "_names",
         "_project_one",
         "_requested",
         "_route_one",
         "_temperature",
+        "_tolerance",
     )
 
     def __init__(
@@ -80,6 +90,8 @@ class Router:
         temperature: float = 0.1,
         names: Sequence[str] | None = None,
         backend: str = "auto",
+        tolerance: float = 0.0,
+        precision: str | None = None,
     ) -> None:
         checked = _validate.centroids(centroids)
         self._centroids = _read_only(_validate.float32_rows(checked))
@@ -91,15 +103,34 @@ class Router:
         chosen = _backends.find(backend)
         self._requested = backend
         self._backend = chosen.NAME
+        self._chains = chosen.CHAINS
         self._heads = chosen.Heads(self._centroids, self._answers)
+        make_int16 = _backends.int16_heads(chosen)
+        self._tolerance = _validate.tolerance(tolerance)
+        self._forced = _validate.precision(precision, PRECISIONS)
+        self._int16: LazyInt16Heads | None = None
+        if make_int16 is not None:
+            self._int16 = LazyInt16Heads(make_int16, self._centroids, self._answers)
+        elif precision == "int16":
+            raise ValueError(f"the {chosen.NAME} backend has no int16 arithmetic")
         # A backend may have a short way for a single query that needs nothing done to it.
-        self._project_one: _ShortWay = getattr(self._heads, "project_one", _none)
         self._route_one: _ShortWay = getattr(self._heads, "route_one", _none)
+        self._project_one: _ShortWay = getattr(self._heads, "project_one", _none)
+        plan = self.plan()
+        if plan.precision == "int16":
+            self._project_one = (
+                _none if plan.checks_rows else self._int16_heads().heads().project_one
+            )
 
     @property
     def temperature(self) -> float:
         """The default temperature τ."""
         return self._temperature
+
+    @property
+    def tolerance(self) -> float:
+        """The largest ‖projected - exact‖ / max_k ‖a_k‖ that `project` may be off by."""
+        return self._tolerance
 
     @property
     def centroids(self) -> Float32:
@@ -139,7 +170,49 @@ class Router:
     @property
     def backend_info(self) -> dict[str, str | int]:
         """What the backend chose for these heads, such as {"isa": "avx512"}."""
-        return self._heads.info()
+        info = self._heads.info()
+        if self._int16 is not None and self._int16.packed_bytes:
+            info["int16_packed_bytes"] = self._int16.packed_bytes
+        return info
+
+    def plan(self, temperature: float | None = None) -> Plan:
+        """Say which arithmetic `project` uses at a temperature (the router's by default), and why.
+
+        Its `bound` holds for every finite query: ‖projected - exact‖ <= bound · max_k ‖a_k‖.
+        """
+        tau = self._temperature if temperature is None else _validate.temperature(temperature)
+        return choose(
+            self._forced,
+            self._tolerance,
+            tau,
+            float32_bound(self.n_heads, self.query_dim, tau, chains=self._chains),
+            self.n_heads,
+            f"the {self._backend} backend has no int16 arithmetic"
+            if self._int16 is None
+            else self._int16.errors,
+        )
+
+    @overload
+    def project(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        temperature: float | None = None,
+        out: Float32 | None = None,
+        num_threads: int | None = None,
+        return_bound: Literal[False] = False,
+    ) -> Float32: ...
+
+    @overload
+    def project(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        temperature: float | None = None,
+        out: Float32 | None = None,
+        num_threads: int | None = None,
+        return_bound: Literal[True],
+    ) -> tuple[Float32, Float32]: ...
 
     def project(
         self,
@@ -148,25 +221,47 @@ class Router:
         temperature: float | None = None,
         out: Float32 | None = None,
         num_threads: int | None = None,
-    ) -> Float32:
+        return_bound: bool = False,
+    ) -> Float32 | tuple[Float32, Float32]:
         """Return p = Σ_k w_k a_k for every query: (N, e) float32, (e,) for one query of shape (d,).
 
         Args:
             queries: (N, d) or (d,).
             temperature: τ of this call, instead of the router's.
             out: where to write: float32, of the result's shape, C-contiguous, clear of the queries'
-            memory. num_threads: threads of this call, instead of `get_num_threads()`.
+                memory.
+            num_threads: threads of this call, instead of `get_num_threads()`.
+            return_bound: return (projected, bound); bound, (N,) or (), is certainly not below
+                ‖projected - exact‖ / max_k ‖a_k‖.
 
         Raises TypeError for queries that are not real numbers, and ValueError for a wrong shape, an
         unfit `out` (before anything is written), or a query with a NaN or infinity, named by its
         number; `out` is then unspecified.
         """
-        if temperature is None and num_threads is None:
+        if temperature is None and num_threads is None and not return_bound:
             short = self._project_one(queries, self._temperature, out)
             if short is not None:
                 return short
         width = self._answers.shape[1]
-        return self._run(self._heads.project, width, queries, temperature, out, num_threads)
+        plan = self.plan(temperature)
+        kernel: _Kernel = self._heads.project
+        measured: MeasuredInt16 | None = None
+        if plan.precision == "int16":
+            int16 = self._int16_heads()
+            kernel = int16.heads().project
+            if return_bound or plan.checks_rows:
+                limit = plan.tolerance if plan.checks_rows else math.inf
+                exact = float32_bound(
+                    self.n_heads, self.query_dim, plan.temperature, chains=self._chains
+                )
+                kernel = measured = MeasuredInt16(int16, limit, self._heads.project, exact)
+        projected = self._run(kernel, width, queries, temperature, out, num_threads)
+        if not return_bound:
+            return projected
+        bound = np.full(projected.shape[:-1], plan.bound)
+        if measured is not None and measured.bounds:
+            bound = np.concatenate(measured.bounds).reshape(bound.shape)
+        return projected, np.nextafter(bound.astype(np.float32), np.float32(np.inf))
 
     def route(
         self,
@@ -250,8 +345,15 @@ class Router:
             raise
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, backend: str = "auto") -> Self:
-        """Read a router that `save` wrote.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        tolerance: float = 0.0,
+        precision: str | None = None,
+    ) -> Self:
+        """Read a router that `save` wrote; tolerance and precision are not in the file.
 
         Raises OSError when the file cannot be opened, and ValueError, with the path, when it is not
         a router's file.
@@ -279,6 +381,8 @@ class Router:
                     temperature=float(metadata["temperature"]),
                     names=json.loads(metadata["names"]),
                     backend=backend,
+                    tolerance=tolerance,
+                    precision=precision,
                 )
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{os.fspath(path)} is not a router's file: {error}") from error
@@ -304,7 +408,13 @@ class Router:
             self._temperature,
             self._names,
             self._requested,
+            self._tolerance,
+            self._forced,
         )
+
+    def _int16_heads(self) -> LazyInt16Heads:
+        assert self._int16 is not None  # a plan is int16 only where there is such arithmetic
+        return self._int16
 
     def _run(
         self,
@@ -372,9 +482,23 @@ def _read_only(array: Float32) -> Float32:
 
 
 def _rebuild(
-    centroids: Float32, answers: Float32, temperature: float, names: tuple[str, ...], backend: str
+    centroids: Float32,
+    answers: Float32,
+    temperature: float,
+    names: tuple[str, ...],
+    backend: str,
+    tolerance: float,
+    precision: str | None,
 ) -> Router:
-    return Router(centroids, answers, temperature=temperature, names=names, backend=backend)
+    return Router(
+        centroids,
+        answers,
+        temperature=temperature,
+        names=names,
+        backend=backend,
+        tolerance=tolerance,
+        precision=precision,
+    )
 
 
 def _best(weights: Float32, k: int) -> tuple[npt.NDArray[np.int64], Float32]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from headroute import _threads
 from headroute._validate import Float32
+from headroute.precision import HeadRounding
 
 # Best first: `backend="auto"` takes the first that can run.
 _MODULES = {"native": "native", "numba": "jit", "reference": "reference"}
@@ -43,15 +44,43 @@ class Heads(Protocol):
         """What was chosen for these heads, such as {"isa": "avx512"}."""
 
 
+class Int16Heads(Protocol):
+    """Heads in 16-bit fixed point, of a backend that has them.
+
+    `project` is that of `Heads`; with `rounding`, float32 (n, 2), it also writes what
+    `headroute.precision.Int16Errors.bounds` needs to know of every query.
+    """
+
+    rounding: HeadRounding
+    packed_bytes: int
+
+    def project(
+        self,
+        queries: Float32,
+        temperature: float,
+        out: Float32,
+        num_threads: int,
+        rounding: Float32 | None = None,
+    ) -> int: ...
+
+    def project_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
+
+
+class _MakeInt16Heads(Protocol):
+    def __call__(self, centroids: Float32, answers: Float32) -> Int16Heads:
+        """As `_MakeHeads`."""
+
+
 class _MakeHeads(Protocol):
     def __call__(self, centroids: Float32, answers: Float32) -> Heads:
         """Centroids (K, d) and answers (K, e): C-contiguous, finite, not normalised, none zero."""
 
 
 class Backend(Protocol):
-    """What a backend's module has."""
+    """What a backend's module has; one with int16 arithmetic also has `Int16Heads`."""
 
     NAME: str
+    CHAINS: bool  # whether its sums are short chains: `headroute.precision.float32_bound`
     Heads: _MakeHeads
 
     def unavailable(self) -> str | None:
@@ -93,6 +122,12 @@ def find(name: str) -> Backend:
         reasons[candidate] = reason
     valid = ", ".join(["auto", *available_backends()])
     raise ValueError(f"backend {name!r} cannot be used ({reasons[name]}); valid here: {valid}")
+
+
+def int16_heads(backend: Backend) -> _MakeInt16Heads | None:
+    """What makes a backend's heads in int16, or None if it has no such arithmetic."""
+    make: _MakeInt16Heads | None = getattr(backend, "Int16Heads", None)
+    return make
 
 
 def build_info() -> dict[str, object]:

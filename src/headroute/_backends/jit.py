@@ -35,6 +35,7 @@ from headroute._backends.jit_tile import (
 from headroute._validate import Float32
 
 NAME = "numba"
+CHAINS = False
 
 _LANES, _ROWS = tile_shape()
 _PANEL = 2 * _LANES

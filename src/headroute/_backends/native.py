@@ -8,6 +8,7 @@ import os
 
 from headroute._backends._units import unit_centroids
 from headroute._validate import Float32
+from headroute.precision import HeadRounding
 
 _UNAVAILABLE: str | None
 try:
@@ -43,6 +44,10 @@ def _chosen_isa() -> str:
     return forced or available[0]
 
 
+# Sums are cut into chains (`headroute.precision.float32_bound`).
+CHAINS = True
+
+
 class Heads:
     """Heads packed for one kernel; see `headroute._backends.Heads` for the shapes."""
 
@@ -56,3 +61,14 @@ class Heads:
 
     def info(self) -> dict[str, str | int]:
         return {"isa": self._engine.isa, "packed_bytes": self._engine.packed_bytes}
+
+
+class Int16Heads:
+    """Heads packed in 16-bit fixed point; `project` alone, and what its roundings were."""
+
+    def __init__(self, centroids: Float32, answers: Float32) -> None:
+        self._engine = _core.Engine(unit_centroids(centroids), answers, _chosen_isa(), "int16")
+        self.project = self._engine.project
+        self.project_one = self._engine.project_one
+        self.rounding = HeadRounding(**self._engine.rounding)
+        self.packed_bytes = self._engine.packed_bytes

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from headroute._validate import Float32
 
 NAME = "reference"
+CHAINS = False
 
 Float64 = npt.NDArray[np.float64]
 

@@ -1,0 +1,205 @@
+"""How far a projected query may be from the exact one, and which arithmetic that allows.
+
+The unit of every error here is the largest ‖a_k‖. Two facts carry all of it:
+
+- Logits that are off by at most b each (after any shift that all of them share) give weights w'
+  with Σ |w' - w| <= 2 tanh(b / 2): the odds of a set of heads change by a factor of exp(2b) at
+  most, and its weight moves furthest when they go from exp(-b) to exp(b). As Σ (w' - w) = 0,
+  answers count by their distance from any one point, here their mean:
+  ‖Σ (w' - w) a‖ <= 2 tanh(b / 2) max ‖a_k - ā‖.
+- A dot product moves by at most the product of norms (Cauchy-Schwarz): with q̂ off by r_q and the
+  centered centroid c by r_c, a cosine moves by ‖r_q‖ ‖c‖ + (1 + ‖r_q‖) ‖r_c‖.
+
+float32 roundings are bounded by u = 2⁻²⁴ times the number of them that a term passes through.
+int16 residuals are measured: those of the heads when they are packed, those of a query beside its
+projection. This module computes; it runs no kernel.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute._validate import Float32
+
+U = 2.0**-24  # float32's unit roundoff
+
+PRECISIONS = ("float32", "int16")
+
+# The layout of sums in csrc/: dot products in chains of 96, weighted sums in blocks of at most 512
+# heads, sums of weights in chains shorter than that; int16 sums in chains of 128.
+_DOT_CHAIN = 96
+_HEAD_BLOCK = 512
+_INT_CHAIN = 128
+_WEIGHT_TOTAL = 32760  # kWeightTotal: what the rounded weights of a chain add up to
+_LARGEST_INT16 = 32767
+
+# int16 is chosen for what its bounds are on ordinary queries; rows that are worse than the
+# tolerance are done again in float32. This much room keeps them rare.
+_ROOM = 0.9
+# Below this many heads the products are too small a part of the time for int16 to gain anything:
+# even at K = 16, 1.6 times as fast at K = 64.
+_FEWEST_HEADS = 32
+
+
+class Plan(NamedTuple):
+    """Which arithmetic `project` uses at one temperature, and what that may cost.
+
+    Errors are ‖projected - exact‖ / max_k ‖a_k‖.
+    """
+
+    precision: str  # "float32" or "int16"
+    temperature: float
+    tolerance: float
+    bound: float  # no finite query's error is larger
+    expected_error: float  # about the root mean square over ordinary queries
+    reason: str  # one line, for people
+    checks_rows: bool  # each row's own bound is checked, and rows above the tolerance done again
+
+
+class HeadRounding(NamedTuple):
+    """What packing measured of heads in int16: `csrc/packing.h`."""
+
+    centroid_norm: float
+    centroid_rounding: float
+    answer_radius: float
+    answer_rounding: float
+    query_scale: float
+
+
+def float32_bound(n_heads: int, d: int, temperature: float, *, chains: bool) -> float:
+    """Bound of float32 arithmetic; `chains` when sums are cut as the compiled kernels cut them."""
+    dot = _DOT_CHAIN + math.ceil(d / _DOT_CHAIN) if chains else d
+    cosine = (dot + d / 16 + 24) * U
+    heads = min(n_heads, _HEAD_BLOCK) + n_heads / 32 if chains else 2 * n_heads
+    return float(_logit_part(cosine / temperature, 1.0) + (heads + 64) * U)
+
+
+def int16_bound(
+    heads: HeadRounding,
+    n_heads: int,
+    d: int,
+    temperature: float,
+    query_rounding: npt.ArrayLike,
+    weight_rounding: npt.ArrayLike,
+) -> npt.NDArray[np.float64]:
+    """Bounds of int16 arithmetic, of the shape of the two measured figures.
+
+    `query_rounding` is ‖q̂ - its rounding‖, `weight_rounding` Σ |w - its rounding| / Σ w.
+    """
+    # Measured in float32, by sums of d and K terms: a thousandth covers that.
+    r_q = 1.001 * np.asarray(query_rounding, np.float64)
+    r_w = 1.001 * np.asarray(weight_rounding, np.float64)
+    cosine = r_q * heads.centroid_norm + (1 + r_q) * heads.centroid_rounding + (d / 32 + 64) * U
+    floats = (n_heads / 64 + 64) * U
+    result: npt.NDArray[np.float64] = (
+        _logit_part(cosine / temperature, heads.answer_radius)
+        + (r_w + floats) * (1 + heads.answer_rounding)
+        + heads.answer_rounding
+    )
+    return result
+
+
+def _logit_part(b: float | npt.NDArray[np.float64], radius: float) -> Any:
+    """‖Σ (w' - w) a‖ for logits that are off by at most b."""
+    return 2 * np.tanh(b / 2) * min(radius, 1.0)
+
+
+class Int16Errors:
+    """What int16 arithmetic may do to queries of `d` columns, projected through packed heads."""
+
+    def __init__(self, heads: HeadRounding, n_heads: int, d: int) -> None:
+        self._heads = heads
+        self._n_heads = n_heads
+        self._d = d
+
+    def bounds(self, rounding: Float32, temperature: float) -> npt.NDArray[np.float64]:
+        """Bounds (n,) of queries from what the kernel measured of them, (n, 2)."""
+        return int16_bound(
+            self._heads, self._n_heads, self._d, temperature, rounding[:, 0], rounding[:, 1]
+        )
+
+    def worst(self, temperature: float) -> float:
+        """The bound of any finite query: all of its length in one column, every rounding a half."""
+        r_q = 0.5 * math.sqrt(self._d) / (0.99999 * (_LARGEST_INT16 - 1))
+        return float(self._bound(temperature, r_q, 0.5 * self._chain / _WEIGHT_TOTAL))
+
+    def ordinary(self, temperature: float) -> float:
+        """A bound that ordinary queries stay below: like the centroids, roundings all over [0, ½].
+
+        The mean square of a rounding is 1/12 and its mean ¼; sums of d and 128 of them stay within
+        a few standard deviations of that.
+        """
+        r_q = (math.sqrt(self._d / 12) + 1.0) / self._heads.query_scale
+        r_w = (0.25 * self._chain + 0.7 * math.sqrt(self._chain)) / _WEIGHT_TOTAL
+        return float(self._bound(temperature, r_q, r_w))
+
+    def expected(self, temperature: float) -> float:
+        """About the root mean square error: independent roundings, of variance 1/12."""
+        heads = self._heads
+        cosine = math.hypot(
+            heads.centroid_norm / heads.query_scale / math.sqrt(12),
+            heads.centroid_rounding / math.sqrt(self._d),
+        )
+        weights = math.sqrt(self._chain / 12) / _WEIGHT_TOTAL
+        logits = min(1.0, cosine / temperature) * heads.answer_radius
+        return math.hypot(logits, weights, heads.answer_rounding)
+
+    @property
+    def _chain(self) -> int:
+        return min(self._n_heads, _INT_CHAIN)
+
+    def _bound(self, temperature: float, r_q: float, r_w: float) -> Any:
+        return int16_bound(self._heads, self._n_heads, self._d, temperature, r_q, r_w)
+
+
+def choose(
+    forced: str | None,
+    tolerance: float,
+    temperature: float,
+    float32: float,
+    n_heads: int,
+    int16: Callable[[], Int16Errors] | str,
+) -> Plan:
+    """Choose the arithmetic for one temperature.
+
+    `float32` is that arithmetic's bound; `int16` makes the errors of the other, or says in one line
+    why it cannot run.
+    """
+
+    def plan(precision: str, bound: float, expected: float, reason: str, checks: bool) -> Plan:
+        return Plan(precision, temperature, tolerance, bound, expected, reason, checks)
+
+    def stay(reason: str) -> Plan:
+        # A random walk over the chain of a dot product, in logits.
+        return plan("float32", float32, min(1.0, U * (2 / temperature + 2)), reason, False)
+
+    if forced == "float32":
+        return stay("precision='float32' was asked for")
+    if forced is None and tolerance <= float32:
+        return stay(
+            "no tolerance was given"
+            if tolerance == 0
+            else f"the tolerance {tolerance:g} is below what float32 itself promises, {float32:.2g}"
+        )
+    if isinstance(int16, str):
+        return stay(int16)
+    if forced is None and n_heads < _FEWEST_HEADS:
+        return stay(f"int16 is no faster with fewer than {_FEWEST_HEADS} heads")
+    errors = int16()
+    worst, expected = errors.worst(temperature), errors.expected(temperature)
+    if forced == "int16":
+        return plan("int16", worst, expected, "precision='int16' was asked for", False)
+    if worst <= tolerance:
+        reason = f"no query can be off by more than {worst:.2g}, within the tolerance {tolerance:g}"
+        return plan("int16", worst, expected, reason, False)
+    ordinary = errors.ordinary(temperature)
+    if ordinary <= _ROOM * tolerance:
+        reason = (
+            f"bounds of about {ordinary:.2g} are within the tolerance {tolerance:g}; each row's is "
+            "checked, and a row above it done again in float32"
+        )
+        return plan("int16", tolerance, expected, reason, True)
+    return stay(f"int16 could promise about {ordinary:.2g}, above the tolerance {tolerance:g}")
