@@ -56,8 +56,11 @@ std::unique_ptr<Engine> make_engine(const py::array& centroid_array, const py::a
             "centroids and answers must not be empty");
     const headroute::Kernel& kernel =
         isa.empty() ? *headroute::available_kernels().front() : headroute::kernel_by_name(isa);
-    require(precision == "float32" || precision == "int16", "precision must be float32 or int16");
-    const Precision chosen = precision == "int16" ? Precision::int16 : Precision::float32;
+    require(precision == "float32" || precision == "int16" || precision == "screened",
+            "precision must be float32, int16 or screened");
+    const Precision chosen = precision == "int16"      ? Precision::int16
+                             : precision == "screened" ? Precision::screened
+                                                       : Precision::float32;
     const auto n_heads = static_cast<std::size_t>(centroids.shape(0));
     const auto d = static_cast<std::size_t>(centroids.shape(1)), e = static_cast<std::size_t>(answers.shape(1));
     const float* from_centroids = centroids.data();
@@ -85,7 +88,7 @@ using Method = Outcome (Engine::*)(const Batch&, const std::function<bool()>&) c
 // -1.
 std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, const py::array& query_array,
                    double temperature, const py::array& out_array, std::size_t num_threads,
-                   const py::object& rounding_array = py::none()) {
+                   const py::object& rounding_array = py::none(), double may_drop = 0.0) {
     const FloatArray queries(query_array), out(out_array);
     const auto d = static_cast<py::ssize_t>(engine.heads().query_dim);
     const auto item = static_cast<py::ssize_t>(sizeof(float));
@@ -103,12 +106,15 @@ std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, con
         const auto array = py::cast<py::array>(rounding_array);
         const FloatArray checked(array);
         require(checked.ndim() == 2 && checked.shape(0) == n && checked.shape(1) == 2 && checked.c_contiguous() &&
-                    checked.writeable() && engine.heads().precision == Precision::int16,
-                "rounding must be a writable C-contiguous (n, 2) array, and the precision int16");
+                    checked.writeable() && engine.heads().precision != Precision::float32,
+                "rounding must be a writable C-contiguous (n, 2) array, and the precision not float32");
         rounding = checked.mutable_data();
     }
-    const Batch batch{queries.data(), row_bytes / item, static_cast<std::size_t>(n), out.mutable_data(), temperature,
-                      num_threads,    rounding};
+    require(engine.heads().precision != Precision::screened || (rounding != nullptr && may_drop > 0),
+            "screened heads need rounding, and may_drop above 0");
+    const Batch batch{queries.data(),     row_bytes / item, static_cast<std::size_t>(n),
+                      out.mutable_data(), temperature,      num_threads,
+                      rounding,           may_drop};
     const bool on_main_thread = PyThread_get_thread_ident() == main_thread;
     Outcome outcome;
     // Not gil_scoped_release: its destructor is noexcept, and taking the GIL back may end a daemon thread (see
@@ -164,16 +170,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     py::class_<Engine>(m, "Engine",
                        "Heads packed for one instruction set: centroids (K, d) of unit norm, answers (K, e).")
         .def(py::init(&make_engine), py::arg("centroids"), py::arg("answers"), py::arg("isa") = "",
-             py::arg("precision") = "float32")
+             py::arg("precision") = "float32", py::keep_alive<1, 3>())  // screened heads read the answers in place
         .def(
             "project",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,
-               std::size_t threads, const py::object& rounding) {
+               std::size_t threads, const py::object& rounding, double may_drop) {
                 return run(self, &Engine::project, self.heads().answer_dim, queries, temperature, out, threads,
-                           rounding);
+                           rounding, may_drop);
             },
             py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"),
-            py::arg("rounding") = py::none())
+            py::arg("rounding") = py::none(), py::arg("may_drop") = 0.0)
         .def(
             "route",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,

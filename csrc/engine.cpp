@@ -29,6 +29,12 @@ std::size_t multiple_of(std::size_t step, std::size_t n) { return std::max(n / s
 
 }  // namespace
 
+std::size_t Engine::packed_bytes() const {
+    const PackedHeads& heads = heads_.packed;
+    const std::size_t rows = heads.centroid_rows == nullptr ? 0 : heads.n_heads * row_stride(heads.query_dim);
+    return (heads_.data_elements + rows) * sizeof(float);
+}
+
 Outcome Engine::project(const Batch& batch, const std::function<bool()>& interrupted) const {
     return run(batch, false, interrupted);
 }
@@ -81,10 +87,12 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
                            const_cast<std::function<bool()>*>(&caller_stops)};
     const Interrupt worker{[](void* flag) { return static_cast<std::atomic<bool>*>(flag)->load(); }, &stop};
 
-    const auto compute = weights_only                          ? kernel_.route
-                         : heads.precision == Precision::int16 ? kernel_.project_int16
-                                                               : kernel_.project;
-    const bool stream = !weights_only && batch.n * columns * sizeof(float) > kStreamBytes;
+    const auto compute = weights_only                             ? kernel_.route
+                         : heads.precision == Precision::int16    ? kernel_.project_int16
+                         : heads.precision == Precision::screened ? kernel_.project_screened
+                                                                  : kernel_.project;
+    const bool stream =
+        !weights_only && heads.precision != Precision::screened && batch.n * columns * sizeof(float) > kStreamBytes;
     const auto unit = [&](std::size_t index, std::size_t thread) {
         const std::size_t first = index * unit_rows;
         if (stop || first > bad_row) return;  // rows before the first bad one are still looked at
@@ -96,6 +104,7 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
                         kLog2E / batch.temperature,
                         stream,
                         batch.rounding == nullptr ? nullptr : batch.rounding + 2 * first,
+                        batch.may_drop,
                         scratch[thread].get()};
         const std::size_t bad = compute(heads, rows, thread == 0 ? caller : worker);
         if (bad == kNoBadRow) return;

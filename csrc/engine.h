@@ -17,7 +17,8 @@ struct Batch {
     float* out;  // [n, e] or [n, K], C-contiguous
     double temperature;
     std::size_t n_threads;
-    float* rounding;  // [n][2] or null, see Rows::rounding; int16 only
+    float* rounding;  // [n][2] or null, see Rows::rounding
+    double may_drop;  // see Rows
 };
 
 struct Outcome {
@@ -38,7 +39,7 @@ class Engine {
     const Kernel& kernel() const { return kernel_; }
     const PackedHeads& heads() const { return heads_.packed; }
     const HeadRounding& rounding() const { return heads_.rounding; }
-    std::size_t packed_bytes() const { return heads_.data_elements * sizeof(float); }
+    std::size_t packed_bytes() const;
 
    private:
     Outcome run(const Batch& batch, bool weights_only, const std::function<bool()>& interrupted) const;

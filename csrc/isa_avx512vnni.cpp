@@ -2,8 +2,10 @@
 // AMD since Zen 4.
 #include "int16_kernel.inl"
 #include "projection_kernel.inl"
+#include "screened_kernel.inl"
 
 namespace headroute {
 extern const Kernel kernel_avx512vnni;
-const Kernel kernel_avx512vnni = {"avx512vnni", kLanes, kRows, project, route, project_int16};
+const Kernel kernel_avx512vnni = {"avx512vnni", kLanes, kRows,         Screen::kValues,
+                                  project,      route,  project_int16, project_screened};
 }  // namespace headroute

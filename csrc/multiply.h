@@ -54,7 +54,31 @@ struct Int16Pairs {
     HR_MEMBER static Vector splat(Element x) { return splat_int(x); }
     HR_MEMBER static Vector multiply_add(Vector a, Vector b, Vector sum) { return add_pairs(a, b, sum); }
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
+
+    // How rows are rounded (fixed_packer.h): values in an element, the largest, what is added to them, whether sums
+    // need the heads' limits to fit, and a vector of them stored.
+    using Value = std::int16_t;
+    static constexpr std::size_t kValues = 2;
+    static constexpr float kLargest = 32766.0f, kOrigin = 0.0f;
+    static constexpr bool kLimited = true;
+    HR_MEMBER static void store(Value* to, vint x) { store_low_halves(to, x); }
 };
+#if defined(__AVX512VNNI__)
+// Fours of int8: unsigned in the strips, which is why a row's values are moved up by 128, signed in the panels.
+struct Int8Quads {
+    using Element = std::int32_t;
+    using Vector = vint;
+    HR_MEMBER static Vector splat(Element x) { return splat_int(x); }
+    HR_MEMBER static Vector multiply_add(Vector a, Vector b, Vector sum) { return add_quads(a, b, sum); }
+    HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
+
+    using Value = std::uint8_t;
+    static constexpr std::size_t kValues = 4;
+    static constexpr float kLargest = 127.0f, kOrigin = 128.0f;
+    static constexpr bool kLimited = false;
+    HR_MEMBER static void store(Value* to, vint x) { store_low_bytes(to, x); }
+};
+#endif
 
 // Where a product goes: element (row, column) is at data[row · row_stride + column / 16 · strip_stride + column % 16].
 struct Target {

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <numeric>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -40,9 +41,21 @@ Element* pack_panels(std::size_t depth, std::size_t columns, std::size_t lanes, 
 PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, Precision precision,
                         const Kernel& kernel) {
     const std::size_t panel = 2 * kernel.lanes;
-    const std::size_t fit = kBlockBytes / sizeof(float) * per_element(precision) / (query_dim + answer_dim);
+    const std::size_t values = precision == Precision::float32 ? 1
+                               : precision == Precision::int16 ? 2
+                                                               : kernel.screen_values;
+    const std::size_t columns = precision == Precision::screened ? query_dim : query_dim + answer_dim;
+    const std::size_t fit = kBlockBytes / sizeof(float) * values / columns;
     const std::size_t largest = std::clamp(fit / panel * panel, panel, max_block_heads(precision));
-    PackedHeads layout{nullptr, precision, n_heads, query_dim, answer_dim, n_heads, 1, 1.0f, 1.0, nullptr};
+    PackedHeads layout{};
+    layout.precision = precision;
+    layout.values = values;
+    layout.n_heads = layout.block_heads = n_heads;
+    layout.query_dim = query_dim;
+    layout.answer_dim = answer_dim;
+    layout.n_blocks = 1;
+    layout.answer_scale = 1.0f;
+    layout.centroid_scale = 1.0;
     if (n_heads > largest) {  // blocks of equal size: a short last one would use its answers' panels badly
         const std::size_t blocks = divide_up(n_heads, largest);
         layout.block_heads = round_up(divide_up(n_heads, blocks), panel);
@@ -226,6 +239,82 @@ void pack_int16(const float* centroids, const float* answers, const Kernel& kern
     }
 }
 
+// Four integers that fit an int8, in one element.
+std::int32_t quad(double a, double b, double c, double d) {
+    const auto part = [](double x) { return std::uint32_t{static_cast<std::uint8_t>(static_cast<std::int8_t>(x))}; };
+    return static_cast<std::int32_t>(part(a) | part(b) << 8 | part(c) << 16 | part(d) << 24);
+}
+
+// 0 … K - 1 in steps of about 0.618 K: whatever the first few hundred are, they are spread over all heads, so that the
+// search soon knows about how large the maximum will be.
+std::vector<std::uint32_t> spread_order(std::size_t n_heads) {
+    std::size_t step = std::max<std::size_t>(1, static_cast<std::size_t>(0.6180339887 * static_cast<double>(n_heads)));
+    while (std::gcd(step, n_heads) != 1) ++step;
+    std::vector<std::uint32_t> order(n_heads);
+    for (std::size_t k = 0; k < n_heads; ++k) order[k] = static_cast<std::uint32_t>(k * step % n_heads);
+    return order;
+}
+
+void pack_screened(const float* centroids, const float* answers, const Kernel& kernel, Heads& heads) {
+    PackedHeads& packed = heads.packed;
+    HeadRounding& rounding = heads.rounding;
+    const std::size_t d = packed.query_dim, e = packed.answer_dim, n_heads = packed.n_heads;
+    const std::vector<double> mean_centroid = mean_row(centroids, n_heads, d);
+    const std::vector<double> mean_answer = mean_row(answers, n_heads, e);
+    const FixedPoint centered(centroids, d, mean_centroid.data(), 1.0);
+    heads.dot_offsets.assign(n_heads, 0.0f);
+    heads.search_order = spread_order(n_heads);
+    if (packed.values == 4) {
+        double largest = 0.0;
+        for (std::size_t k = 0; k < n_heads; ++k)
+            for (std::size_t i = 0; i < d; ++i) largest = std::max(largest, std::fabs(centered.exact(k, i)));
+        packed.centroid_scale = largest == 0.0 ? 1.0 : 127.0 / largest;
+    } else {
+        packed.centroid_scale = choose_scales(centered, n_heads, d, heads.inverse_limits);
+        packed.inverse_limits = heads.inverse_limits.data();
+    }
+    const FixedPoint c(centroids, d, mean_centroid.data(), packed.centroid_scale);
+    auto* to = reinterpret_cast<std::int32_t*>(heads.data.get());
+    for (std::size_t first = 0; first < n_heads; first += packed.block_heads) {
+        const std::size_t n = std::min(packed.block_heads, n_heads - first);
+        to = pack_panels(divide_up(d, packed.values), n, kernel.lanes, to, [&](std::size_t element, std::size_t k) {
+            const auto value = [&](std::size_t j) {
+                const std::size_t i = element * packed.values + j;
+                return i < d ? c.rounded(heads.search_order[first + k], i) : 0.0;
+            };
+            return packed.values == 4 ? quad(value(0), value(1), value(2), value(3)) : pair(value(0), value(1));
+        });
+    }
+
+    const std::size_t stride = row_stride(d);
+    heads.centroid_rows = allocate_floats(n_heads * stride);
+    packed.centroid_rows = heads.centroid_rows.get();
+    packed.dot_offsets = heads.dot_offsets.data();
+    packed.search_order = heads.search_order.data();
+    packed.answer_rows = answers;
+    const FixedPoint around_mean(answers, e, mean_answer.data(), 1.0), a(answers, e, nullptr, 1.0);
+    double answer_norm = 0.0;
+    rounding.query_scale = std::numeric_limits<double>::infinity();
+    for (std::size_t k = 0; k < n_heads; ++k) {
+        float* row = heads.centroid_rows.get() + k * stride;
+        std::copy_n(centroids + k * d, d, row);
+        std::fill(row + d, row + stride, 0.0f);
+        if (packed.values == 4) {  // a query's values are moved up by 128
+            double sum = 0.0;
+            for (std::size_t i = 0; i < d; ++i) sum += c.rounded(heads.search_order[k], i);
+            heads.dot_offsets[k] = static_cast<float>(128.0 * sum);
+        }
+        rounding.centroid_norm = std::max(rounding.centroid_norm, c.norm(k));
+        rounding.centroid_rounding = std::max(rounding.centroid_rounding, c.error(k));
+        rounding.answer_radius = std::max(rounding.answer_radius, around_mean.norm(k));
+        answer_norm = std::max(answer_norm, a.norm(k));
+        rounding.query_scale = std::min(rounding.query_scale, 127.0 / largest_element(row, d));
+    }
+    if (answer_norm > 0.0) rounding.answer_radius /= answer_norm;
+    packed.centroid_norm = rounding.centroid_norm;
+    packed.centroid_rounding = rounding.centroid_rounding;
+}
+
 }  // namespace
 
 void FreeAligned::operator()(float* p) const noexcept { std::free(p); }
@@ -245,11 +334,15 @@ AlignedFloats allocate_floats(std::size_t n) {
 
 Heads pack_heads(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
                  std::size_t answer_dim, Precision precision, const Kernel& kernel) {
-    Heads heads{head_layout(n_heads, query_dim, answer_dim, precision, kernel), {}, nullptr, 0, {}};
+    Heads heads;
+    heads.packed = head_layout(n_heads, query_dim, answer_dim, precision, kernel);
     heads.data_elements = packed_elements(heads.packed, kernel);
     heads.data = allocate_floats(heads.data_elements);
     heads.packed.data = heads.data.get();
-    (precision == Precision::int16 ? pack_int16 : pack_float32)(centroids, answers, kernel, heads);
+    const auto pack = precision == Precision::float32 ? pack_float32
+                      : precision == Precision::int16 ? pack_int16
+                                                      : pack_screened;
+    pack(centroids, answers, kernel, heads);
     return heads;
 }
 

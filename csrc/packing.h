@@ -18,26 +18,30 @@ using AlignedFloats = std::unique_ptr<float[], FreeAligned>;
 // Throws std::bad_alloc.
 AlignedFloats allocate_floats(std::size_t n);
 
-// How far 16-bit heads are from the real ones, and what bounds on a projection need to know; relative to the largest
+// How far rounded heads are from the real ones, and what bounds on a projection need to know; relative to the largest
 // ‖a‖ where it says so.
 struct HeadRounding {
     double centroid_norm = 0;      // the largest ‖ĉ - μ‖
     double centroid_rounding = 0;  // the largest ‖(ĉ - μ) - c16 / centroid_scale‖
     double answer_radius = 0;      // the largest ‖a - mean a‖, relative
     double answer_rounding = 0;    // the largest ‖a - packed a‖, relative
-    double query_scale = 0;        // the smallest ‖q16‖ if the centroids themselves were queries
+    double query_scale = 0;        // the smallest ‖q16‖ or ‖q8‖ if the centroids themselves were queries
 };
 
 // Everything that a kernel needs to know of heads, and the memory behind it.
 struct Heads {
     PackedHeads packed;
-    HeadRounding rounding;  // int16 only
+    HeadRounding rounding;  // not of float32
     AlignedFloats data;
     std::size_t data_elements;
-    std::vector<float> inverse_limits;
+    std::vector<float> inverse_limits;        // int16
+    std::vector<float> dot_offsets;           // screened
+    std::vector<std::uint32_t> search_order;  // screened
+    AlignedFloats centroid_rows;              // screened
 };
 
-// centroids [K, d] with unit norm, answers [K, e], both C-contiguous, K, d, e >= 1; copied.
+// centroids [K, d] with unit norm, answers [K, e], both C-contiguous, K, d, e >= 1. Copied, but for the answers of
+// screened heads: those are read where they are, and must live as long as the result.
 Heads pack_heads(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
                  std::size_t answer_dim, Precision precision, const Kernel& kernel);
 

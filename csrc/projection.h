@@ -17,38 +17,53 @@ constexpr std::size_t kStrip = 16;
 constexpr std::size_t divide_up(std::size_t n, std::size_t by) { return (n + by - 1) / by; }
 constexpr std::size_t round_up(std::size_t n, std::size_t step) { return divide_up(n, step) * step; }
 
-enum class Precision { float32, int16 };
-
-// Values in an element, the 4 bytes that a kernel multiplies by at once: a float, or a pair of int16.
-constexpr std::size_t per_element(Precision precision) { return precision == Precision::int16 ? 2 : 1; }
+enum class Precision { float32, int16, screened };
 
 // int16: products that are added up in int32 before the sum becomes a float. A short chain has a small norm, so its
 // values may be large and their rounding is small; the price of 128 is 2 % of the products' time (64: 5 %).
 constexpr std::size_t kIntChain = 128;
 constexpr std::size_t kLargestInt16 = 32767;
 
-// Heads as a kernel reads them. Block b covers heads [b * block_heads, …) and is one contiguous run of elements:
-//   centroids  [ceil(heads / panel)][query_dim / per][panel]  then  answers  [ceil(answer_dim / panel)][heads /
-//   per][panel]
-// per = per_element(precision), rounded up. A panel is 2 vectors wide; a last panel that would be at most half full is
-// stored 1 vector wide. What is beyond the end is zero.
+// Heads as a kernel reads them. Elements are 4 bytes: a float, a pair of int16 or four int8. Block b covers heads
+// [b * block_heads, …) and is one contiguous run of elements:
+//   centroids  [ceil(heads / panel)][query_dim / values][panel]
+//   answers    [ceil(answer_dim / panel)][heads / values][panel]     (not when screened)
+// A panel is 2 vectors wide; a last panel that would be at most half full is stored 1 vector wide. What is beyond the
+// end is zero.
 struct PackedHeads {
     const void* data;  // 64-byte aligned
     Precision precision;
+    std::size_t values;       // in an element: 1 for float32, 2 for int16; screened: Kernel::screen_values
     std::size_t n_heads;      // K
     std::size_t query_dim;    // d
     std::size_t answer_dim;   // e
     std::size_t block_heads;  // a function of K, d, e, precision and the ISA alone, so that bits depend on nothing else
     std::size_t n_blocks;
     // float32: centroids ĉ of unit norm; answers a / answer_scale, answer_scale a power of 2.
-    // int16:   centroids (ĉ - μ) · centroid_scale and answers a / answer_scale, rounded; μ, the mean of the centroids,
+    // else:    centroids (ĉ - μ) · centroid_scale and answers a / answer_scale, rounded; μ, the mean of the centroids,
     //          adds the same to all cosines of a query, which softmax does not see.
     float answer_scale;
     double centroid_scale;
     // int16: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a chain exceeds the
     // chain's 1 / inverse_limit: then |q16 · c16| < 2^31 over the chain for every head (Cauchy-Schwarz).
     const float* inverse_limits;
+    // screened: the largest ‖ĉ - μ‖ and the largest error of its rounding; what is to be subtracted from a head's dots
+    // [K], in that order; and the rows themselves, ĉ [K, row_stride] with zeros beyond d, and a [K, e].
+    double centroid_norm, centroid_rounding;
+    const float* dot_offsets;
+    const std::uint32_t* search_order;  // [K] the heads as they are packed: similar ones, often neighbours, far apart
+    const float* centroid_rows;
+    const float* answer_rows;
 };
+
+constexpr std::size_t row_stride(std::size_t query_dim) { return round_up(query_dim, kStrip); }
+
+// screened: heads that a row may keep before it is left to the dense kernel. Reading a head costs 30 to 60 ns, a dense
+// row 14 ns a head.
+constexpr std::size_t kept_limit(std::size_t n_heads) {
+    const std::size_t limit = n_heads / 8;
+    return limit < 64 ? 64 : limit > 4096 ? 4096 : limit;
+}
 
 // A run of rows, computed by one thread.
 struct Rows {
@@ -58,8 +73,11 @@ struct Rows {
     std::size_t pass_rows;  // rows that go through all blocks together; a multiple of the kernel's max_rows
     float* out;             // [n, e] projected, or [n, K] weights; C-contiguous
     double log2e_over_temperature;
-    bool stream;      // write `out` past the caches (project only): it is larger than they are
-    float* rounding;  // [n][2], or null; int16: ‖q̂ - its rounding‖, and Σ |w - its rounding| / Σ w
+    bool stream;  // write `out` past the caches (project only): it is larger than they are
+    // [n][2], or null. int16: ‖q̂ - its rounding‖, and Σ |w - its rounding| / Σ w. screened, never null: the most that
+    // dropped heads may weigh together, or infinity where too many would have to be kept and `out` is unspecified; 0.
+    float* rounding;
+    double may_drop;  // screened: the part of its weight that a row may lose
     float* scratch;   // scratch_floats() floats, 64-byte aligned
 };
 
@@ -73,31 +91,39 @@ constexpr std::size_t kNoBadRow = SIZE_MAX;
 
 struct Kernel {
     const char* name;
-    std::size_t lanes;     // floats in a vector; a panel is 2 vectors
-    std::size_t max_rows;  // rows of the largest tile
+    std::size_t lanes;          // floats in a vector; a panel is 2 vectors
+    std::size_t max_rows;       // rows of the largest tile
+    std::size_t screen_values;  // 4 where the CPU multiplies int8, else 2
     // Both return the first row with a NaN or infinity, or kNoBadRow; the rows of `out` are then unspecified.
     std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*route)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*project_int16)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
+    std::size_t (*project_screened)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
 };
 
 // `n` values in elements.
-constexpr std::size_t elements(const PackedHeads& h, std::size_t n) { return divide_up(n, per_element(h.precision)); }
+constexpr std::size_t elements(const PackedHeads& h, std::size_t n) { return divide_up(n, h.values); }
 
 // Elements in a block of `heads` heads: its centroids, and all of it.
 constexpr std::size_t centroid_elements(const PackedHeads& h, std::size_t heads, std::size_t lanes) {
     return round_up(heads, lanes) * elements(h, h.query_dim);
 }
 constexpr std::size_t block_elements(const PackedHeads& h, std::size_t heads, std::size_t lanes) {
-    return centroid_elements(h, heads, lanes) + round_up(h.answer_dim, lanes) * elements(h, heads);
+    return centroid_elements(h, heads, lanes) +
+           (h.precision == Precision::screened ? 0 : round_up(h.answer_dim, lanes) * elements(h, heads));
 }
 
 // Floats between two rows of sums: whole panels, and one strip more, so that rows are never a multiple of 4 KiB apart.
 constexpr std::size_t sum_stride(std::size_t answer_dim) { return round_up(answer_dim, 2 * kStrip) + kStrip; }
 
-// A tile's slot: queries in strips, sums, squares, and five numbers a row. Every part is 64-byte aligned.
+// screened: heads that a row may have in its list while they are still being searched, 2 numbers each.
+constexpr std::size_t candidate_capacity(std::size_t n_heads) { return 4 * kept_limit(n_heads); }
+
+// A tile's slot: queries in strips, sums, squares, and six numbers a row; screened: candidates. Every part is 64-byte
+// aligned.
 constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
-    return max_rows * (round_up(elements(h, h.query_dim), kStrip) + sum_stride(h.answer_dim) + kStrip) + 5 * kStrip;
+    return max_rows * (round_up(elements(h, h.query_dim), kStrip) + sum_stride(h.answer_dim) + kStrip) + 6 * kStrip +
+           (h.precision == Precision::screened ? 2 * max_rows * round_up(candidate_capacity(h.n_heads), kStrip) : 0);
 }
 
 // With one block a tile is finished before the one after next begins. With several, every tile of a pass stays;
@@ -117,10 +143,15 @@ constexpr std::size_t weight_scales(const PackedHeads& h, std::size_t max_rows) 
     return h.precision == Precision::int16 ? round_up(divide_up(h.block_heads, kIntChain) * max_rows, kStrip) : 0;
 }
 
+// screened: a query, padded, for the exact cosines.
+constexpr std::size_t query_floats(const PackedHeads& h) {
+    return h.precision == Precision::screened ? row_stride(h.query_dim) : 0;
+}
+
 // Scratch of one thread: the slots, and the weights of one tile.
 constexpr std::size_t scratch_floats(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
     return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) + weight_floats(h, max_rows) +
-           weight_pairs(h, max_rows) + weight_scales(h, max_rows);
+           weight_pairs(h, max_rows) + weight_scales(h, max_rows) + query_floats(h);
 }
 
 }  // namespace headroute

@@ -25,6 +25,7 @@ struct Tile {
     float* weight_sum;       // [height] Σ w
     float* query_rounding;   // [height] and
     float* weight_rounding;  // [height] as in Rows::rounding, the second not yet divided; int16 only
+    float* candidates;       // screened_kernel.inl
 };
 
 // The tile that begins with row `first` of a pass that ends before row `end`.
@@ -32,8 +33,11 @@ HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t s
                        std::size_t end) {
     const std::size_t rest = end - first;
     const std::size_t height = rest == 1 ? 1 : rest > kRows / 2 ? kRows : kFewRows;
-    Tile tile{slot,    first,   min(rest, height), height,  nullptr, nullptr,
-              nullptr, nullptr, nullptr,           nullptr, nullptr, nullptr};
+    Tile tile{};
+    tile.slot = slot;
+    tile.first = first;
+    tile.rows = min(rest, height);
+    tile.height = height;
     tile.strips = rows.scratch + slot * slot_floats(heads, kRows);
     tile.sums = tile.strips + kRows * round_up(elements(heads, heads.query_dim), kStrip);
     tile.squares = tile.sums + kRows * sum_stride(heads.answer_dim);
@@ -42,6 +46,7 @@ HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t s
     tile.weight_sum = tile.maximum + kStrip;
     tile.query_rounding = tile.weight_sum + kStrip;
     tile.weight_rounding = tile.query_rounding + kStrip;
+    tile.candidates = tile.weight_rounding + kStrip;
     return tile;
 }
 

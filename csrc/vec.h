@@ -45,6 +45,21 @@ HR_INLINE vfloat abs(vfloat a) { return (vfloat)((vint)a & 0x7fffffff); }
 
 HR_INLINE bool is_finite(float x) { return x - x == 0.0f; }
 
+// Bit i: whether lane i is at least b.
+HR_INLINE unsigned at_least(vfloat a, float b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(b), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, _mm256_set1_ps(b), _CMP_GE_OQ)));
+#elif defined(__SSE2__)
+    return static_cast<unsigned>(_mm_movemask_ps(_mm_cmpge_ps((__m128)a, _mm_set1_ps(b))));
+#else
+    unsigned mask = 0;
+    for (std::size_t i = 0; i < kLanes; ++i) mask |= static_cast<unsigned>(a[i] >= b) << i;
+    return mask;
+#endif
+}
+
 // Adding this rounds a float of at most 2^22 to the nearest integer, and leaves that integer in the low bits.
 constexpr float kRoundBias = 0x1.8p23f;
 
@@ -66,6 +81,13 @@ HR_INLINE vfloat max(vfloat a, vfloat b) {
 #else
     return select(a > b, a, b);
 #endif
+}
+
+// The low 8 bits of every lane.
+typedef std::uint8_t vbyte __attribute__((vector_size(kLanes)));
+HR_INLINE void store_low_bytes(std::uint8_t* p, vint v) {
+    const vbyte low = __builtin_convertvector(v, vbyte);
+    __builtin_memcpy(p, &low, sizeof low);
 }
 
 // The first n lanes; the others are `rest`.
@@ -119,6 +141,13 @@ HR_INLINE vint add_pairs(vint a, vint b, vint sum) {
     return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
+
+#if defined(__AVX512VNNI__)
+// sum + Σ a[i] · b[i], of the four uint8 in every lane of a and the four int8 in every lane of b.
+HR_INLINE vint add_quads(vint a, vint b, vint sum) {
+    return (vint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#endif
 
 HR_INLINE void stream_fence() {
 #if defined(__SSE2__)
