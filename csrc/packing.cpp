@@ -294,7 +294,6 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
     packed.answer_rows = answers;
     const FixedPoint around_mean(answers, e, mean_answer.data(), 1.0), a(answers, e, nullptr, 1.0);
     double answer_norm = 0.0;
-    rounding.query_scale = std::numeric_limits<double>::infinity();
     for (std::size_t k = 0; k < n_heads; ++k) {
         float* row = heads.centroid_rows.get() + k * stride;
         std::copy_n(centroids + k * d, d, row);
@@ -308,7 +307,8 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
         rounding.centroid_rounding = std::max(rounding.centroid_rounding, c.error(k));
         rounding.answer_radius = std::max(rounding.answer_radius, around_mean.norm(k));
         answer_norm = std::max(answer_norm, a.norm(k));
-        rounding.query_scale = std::min(rounding.query_scale, 127.0 / largest_element(row, d));
+        const double largest_value = packed.values == 4 ? 127.0 : kLargestInt16 - 1.0;
+        rounding.query_scale += largest_value / largest_element(row, d) / static_cast<double>(n_heads);
     }
     if (answer_norm > 0.0) rounding.answer_radius /= answer_norm;
     packed.centroid_norm = rounding.centroid_norm;

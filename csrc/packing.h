@@ -25,7 +25,7 @@ struct HeadRounding {
     double centroid_rounding = 0;  // the largest ‖(ĉ - μ) - c16 / centroid_scale‖
     double answer_radius = 0;      // the largest ‖a - mean a‖, relative
     double answer_rounding = 0;    // the largest ‖a - packed a‖, relative
-    double query_scale = 0;        // the smallest ‖q16‖ or ‖q8‖ if the centroids themselves were queries
+    double query_scale = 0;        // ‖q16‖ if centroids were queries, the smallest; screened: the mean
 };
 
 // Everything that a kernel needs to know of heads, and the memory behind it.

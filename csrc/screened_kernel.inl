@@ -251,8 +251,10 @@ HR_INLINE void exact_mix(const PackedHeads& heads, const Candidates& list, std::
 
 // Finishes a row whose candidates are all found. Returns the part of its weight that was dropped, at most, or infinity
 // if the row is given up.
-HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m, float* query) {
+HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m, float* query,
+                           float& n_kept) {
     const float given_up = __builtin_inff();
+    n_kept = 0.0f;
     std::size_t n = static_cast<std::size_t>(count_of(tile, m));
     if (n > candidate_capacity(heads.n_heads)) return given_up;
     const Candidates list = candidates_of(heads, tile, m);
@@ -297,6 +299,7 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
     float* sums = tile.sums + m * sum_stride(heads.answer_dim);
     exact_mix(heads, list, n, sums);
     const float kept = list_sum(list, n);
+    n_kept = static_cast<float>(n);
     float* out = rows.out + (tile.first + m) * heads.answer_dim;
     for (std::size_t i = 0; i < heads.answer_dim; ++i) out[i] = sums[i] / kept;
     return 1.001f * dropped / all;
@@ -322,8 +325,7 @@ HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Bl
     if (!block.is_last) return;
     for (std::size_t m = 0; m < tile.rows; ++m) {
         float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = finish_row(heads, rows, tile, m, query);
-        rounding[1] = 0.0f;
+        rounding[0] = finish_row(heads, rows, tile, m, query, rounding[1]);
     }
 }
 

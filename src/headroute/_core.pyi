@@ -31,6 +31,7 @@ class Engine:
         out: Float32,
         num_threads: int,
         rounding: Float32 | None = None,
+        may_drop: float = 0.0,
     ) -> int: ...
     def route(
         self, queries: Float32, temperature: float, out: Float32, num_threads: int

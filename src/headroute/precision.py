@@ -12,7 +12,12 @@ The unit of every error here is the largest ‖a_k‖. Two facts carry all of it
 
 float32 roundings are bounded by u = 2⁻²⁴ times the number of them that a term passes through.
 int16 residuals are measured: those of the heads when they are packed, those of a query beside its
-projection. This module computes; it runs no kernel.
+projection.
+
+- Heads that are left out, a part x of the weight, move a projection by x times the distance between
+  the mean of the answers that stay and that of those that go: at most 2x max ‖a_k - ā‖.
+
+This module computes; it runs no kernel.
 """
 
 import math
@@ -26,7 +31,7 @@ from headroute._validate import Float32
 
 U = 2.0**-24  # float32's unit roundoff
 
-PRECISIONS = ("float32", "int16")
+PRECISIONS = ("float32", "int16", "screened")
 
 # The layout of sums in csrc/: dot products in chains of 96, weighted sums in blocks of at most 512
 # heads, sums of weights in chains shorter than that; int16 sums in chains of 128.
@@ -44,13 +49,25 @@ _ROOM = 0.9
 _FEWEST_HEADS = 32
 
 
+# And below this many there is too little to leave out.
+_FEWEST_SEARCHED = 512
+# What a row costs beside float32, where it is not predicted from the heads: measured at K = 256 and
+# above.
+_INT16_COST = 0.55
+# screened is taken when it is predicted to be this much faster than the next best; the prediction
+# is for queries like the heads.
+_SCREENED_LEAD = 0.9
+# Heads that a screened row keeps, at most, for its float32 sums to be allowed for beforehand.
+_ORDINARY_KEPT = 1024
+
+
 class Plan(NamedTuple):
     """Which arithmetic `project` uses at one temperature, and what that may cost.
 
     Errors are ‖projected - exact‖ / max_k ‖a_k‖.
     """
 
-    precision: str  # "float32" or "int16"
+    precision: str  # "float32", "int16" or "screened"
     temperature: float
     tolerance: float
     bound: float  # no finite query's error is larger
@@ -107,6 +124,13 @@ def _logit_part(b: float | npt.NDArray[np.float64], radius: float) -> Any:
     return 2 * np.tanh(b / 2) * min(radius, 1.0)
 
 
+class Screening(NamedTuple):
+    """What a search in few bits promises for queries like the heads."""
+
+    cost: float  # of a row, beside float32
+    kept: float  # part of the heads whose exact cosine is taken
+
+
 class Int16Errors:
     """What int16 arithmetic may do to queries of `d` columns, projected through packed heads."""
 
@@ -155,18 +179,46 @@ class Int16Errors:
         return int16_bound(self._heads, self._n_heads, self._d, temperature, r_q, r_w)
 
 
+class ScreenedErrors:
+    """What leaving out light heads may do to queries of `d` columns."""
+
+    def __init__(self, heads: HeadRounding, d: int) -> None:
+        self._radius = min(heads.answer_radius, 1.0)
+        self._d = d
+        self.heads = heads
+
+    def may_drop(self, tolerance: float, temperature: float) -> float:
+        """The part of a row's weight that may be dropped within a tolerance; 0 or less if none."""
+        room = tolerance - self._floats(temperature, _ORDINARY_KEPT)
+        return float(min(0.5, room / max(2 * self._radius, 1e-6)))
+
+    def bounds(self, rounding: Float32, temperature: float) -> npt.NDArray[np.float64]:
+        """Bounds (n,) from what the kernel says of every row, (n, 2): part dropped, heads kept."""
+        dropped, kept = rounding.astype(np.float64).T
+        done = np.isfinite(dropped)
+        result = np.full(len(done), np.inf)
+        result[done] = 2 * self._radius * dropped[done] + self._floats(temperature, kept[done])
+        return result
+
+    def _floats(self, temperature: float, kept: float | npt.NDArray[np.float64]) -> Any:
+        """Of exact cosines in float32, 16 sums over each, and of sums over the kept heads."""
+        cosine = (self._d / 8 + 32) * U
+        return _logit_part(cosine / temperature, self._radius) + (1.5 * kept + 64) * U
+
+
 def choose(
     forced: str | None,
     tolerance: float,
     temperature: float,
     float32: float,
     n_heads: int,
-    int16: Callable[[], Int16Errors] | str,
+    int16: Callable[[], Int16Errors] | None,
+    screening: Callable[[float], Screening | None] | None,
 ) -> Plan:
     """Choose the arithmetic for one temperature.
 
-    `float32` is that arithmetic's bound; `int16` makes the errors of the other, or says in one line
-    why it cannot run.
+    `float32` is that arithmetic's bound; `int16` makes the errors of the other, and `screening` the
+    prospects of a search at a temperature; None where the backend has no such arithmetic.
     """
 
     def plan(precision: str, bound: float, expected: float, reason: str, checks: bool) -> Plan:
@@ -184,22 +236,48 @@ def choose(
             if tolerance == 0
             else f"the tolerance {tolerance:g} is below what float32 itself promises, {float32:.2g}"
         )
-    if isinstance(int16, str):
-        return stay(int16)
+    if int16 is None or screening is None:
+        return stay("this backend has float32 arithmetic alone")
     if forced is None and n_heads < _FEWEST_HEADS:
-        return stay(f"int16 is no faster with fewer than {_FEWEST_HEADS} heads")
-    errors = int16()
-    worst, expected = errors.worst(temperature), errors.expected(temperature)
+        return stay(f"nothing is faster than float32 with fewer than {_FEWEST_HEADS} heads")
+
+    if forced == "screened":
+        return plan(
+            "screened",
+            max(tolerance, float32),
+            0.1 * tolerance,
+            "precision='screened' was asked for",
+            True,
+        )
     if forced == "int16":
+        errors = int16()
+        worst, expected = errors.worst(temperature), errors.expected(temperature)
         return plan("int16", worst, expected, "precision='int16' was asked for", False)
+
+    errors = int16()
+    worst, ordinary = errors.worst(temperature), errors.ordinary(temperature)
+    int16_will_do = worst <= tolerance or ordinary <= _ROOM * tolerance
+    prospects = screening(temperature) if n_heads >= _FEWEST_SEARCHED else None
+    if prospects is not None and prospects.cost < _SCREENED_LEAD * (
+        _INT16_COST if int16_will_do else 1.0
+    ):
+        reason = (
+            f"queries like the heads keep {prospects.kept:.2g} of them and take about "
+            f"{prospects.cost:.2f} of float32's time; each row's bound is checked, and a row above "
+            f"the tolerance {tolerance:g} done in float32"
+        )
+        return plan("screened", tolerance, 0.1 * tolerance, reason, True)
+    expected = errors.expected(temperature)
     if worst <= tolerance:
         reason = f"no query can be off by more than {worst:.2g}, within the tolerance {tolerance:g}"
         return plan("int16", worst, expected, reason, False)
-    ordinary = errors.ordinary(temperature)
-    if ordinary <= _ROOM * tolerance:
+    if int16_will_do:
         reason = (
             f"bounds of about {ordinary:.2g} are within the tolerance {tolerance:g}; each row's is "
             "checked, and a row above it done again in float32"
         )
         return plan("int16", tolerance, expected, reason, True)
-    return stay(f"int16 could promise about {ordinary:.2g}, above the tolerance {tolerance:g}")
+    return stay(
+        f"int16 could promise about {ordinary:.2g}, above the tolerance {tolerance:g}, and too "
+        "few heads can be left out"
+    )

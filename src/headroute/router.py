@@ -17,14 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute import _backends, _validate
-from headroute._int16 import LazyInt16Heads, MeasuredInt16
+from headroute._certified import Bounds, CertifiedProjection, Lazy, MeasuredKernel
+from headroute._screening import predict
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
-from headroute.precision import PRECISIONS, Plan, choose, float32_bound
+from headroute.precision import (
+    PRECISIONS,
+    Int16Errors,
+    Plan,
+    ScreenedErrors,
+    Screening,
+    choose,
+    float32_bound,
+)
 
 # float32 bytes of weights that top_heads holds at once; selecting the best needs about three times
 # as much again.
 _TOP_BLOCK_BYTES = 1 << 20
+
+# A screened row that may lose nothing may lose what float32 would not notice.
+_LEAST_DROPPED = 2.0**-24
 
 _Kernel = Callable[[Float32, float, Float32, int], int]
 _ShortWay = Callable[[object, float, object], Float32 | None]
@@ -51,7 +63,7 @@ class Router:
         backend: "auto" (the best that can run here) or one of `available_backends()`.
         tolerance: the largest ‖projected - exact‖ / max_k ‖a_k‖ to accept from `project`, for any
             query. Above what float32 promises it may buy speed: `plan()` says what it bought.
-        precision: "float32" or "int16" forces that arithmetic, whatever the tolerance.
+        precision: "float32", "int16" or "screened" forces that arithmetic, whatever the tolerance.
 
     Both arrays are copied as float32. A router cannot be changed, and may be used from several
     threads at once.
@@ -71,6 +83,7 @@ class Router:
         "_backend",
         "_centroids",
         "_chains",
+        "_default_plan",
         "_forced",
         "_heads",
         "_int16",
@@ -78,6 +91,7 @@ class Router:
         "_project_one",
         "_requested",
         "_route_one",
+        "_screened",
         "_temperature",
         "_tolerance",
     )
@@ -105,22 +119,26 @@ class Router:
         self._backend = chosen.NAME
         self._chains = chosen.CHAINS
         self._heads = chosen.Heads(self._centroids, self._answers)
-        make_int16 = _backends.int16_heads(chosen)
         self._tolerance = _validate.tolerance(tolerance)
         self._forced = _validate.precision(precision, PRECISIONS)
-        self._int16: LazyInt16Heads | None = None
-        if make_int16 is not None:
-            self._int16 = LazyInt16Heads(make_int16, self._centroids, self._answers)
-        elif precision == "int16":
-            raise ValueError(f"the {chosen.NAME} backend has no int16 arithmetic")
+        self._int16: Lazy[_backends.Int16Heads] | None = None
+        self._screened: Lazy[_backends.ScreenedHeads] | None = None
+        make = _backends.certified_heads(chosen)
+        if make is not None:
+            arrays = self._centroids, self._answers
+            self._int16 = Lazy(lambda: make[0](*arrays))
+            self._screened = Lazy(lambda: make[1](*arrays))
+        elif precision in ("int16", "screened"):
+            raise ValueError(f"the {chosen.NAME} backend has no {precision} arithmetic")
         # A backend may have a short way for a single query that needs nothing done to it.
         self._route_one: _ShortWay = getattr(self._heads, "route_one", _none)
         self._project_one: _ShortWay = getattr(self._heads, "project_one", _none)
-        plan = self.plan()
-        if plan.precision == "int16":
-            self._project_one = (
-                _none if plan.checks_rows else self._int16_heads().heads().project_one
-            )
+        self._default_plan = self._make_plan(self._temperature)
+        if self._default_plan.checks_rows:
+            self._project_one = _none
+        elif self._default_plan.precision == "int16":
+            assert self._int16 is not None
+            self._project_one = self._int16.get().project_one
 
     @property
     def temperature(self) -> float:
@@ -171,8 +189,9 @@ class Router:
     def backend_info(self) -> dict[str, str | int]:
         """What the backend chose for these heads, such as {"isa": "avx512"}."""
         info = self._heads.info()
-        if self._int16 is not None and self._int16.packed_bytes:
-            info["int16_packed_bytes"] = self._int16.packed_bytes
+        for name, lazy in (("int16", self._int16), ("screened", self._screened)):
+            if lazy is not None and lazy.made is not None:
+                info[f"{name}_packed_bytes"] = lazy.made.packed_bytes
         return info
 
     def plan(self, temperature: float | None = None) -> Plan:
@@ -180,16 +199,68 @@ class Router:
 
         Its `bound` holds for every finite query: ‖projected - exact‖ <= bound · max_k ‖a_k‖.
         """
-        tau = self._temperature if temperature is None else _validate.temperature(temperature)
+        if temperature is None:
+            return self._default_plan
+        tau = _validate.temperature(temperature)
+        return self._default_plan if tau == self._temperature else self._make_plan(tau)
+
+    def _make_plan(self, temperature: float) -> Plan:
         return choose(
             self._forced,
             self._tolerance,
-            tau,
-            float32_bound(self.n_heads, self.query_dim, tau, chains=self._chains),
+            temperature,
+            self._float32_bound(temperature),
             self.n_heads,
-            f"the {self._backend} backend has no int16 arithmetic"
-            if self._int16 is None
-            else self._int16.errors,
+            None if self._int16 is None else self._int16_errors,
+            None if self._screened is None else self._screening,
+        )
+
+    def _float32_bound(self, temperature: float) -> float:
+        return float32_bound(self.n_heads, self.query_dim, temperature, chains=self._chains)
+
+    def _int16_errors(self) -> Int16Errors:
+        assert self._int16 is not None
+        return Int16Errors(self._int16.get().rounding, self.n_heads, self.query_dim)
+
+    def _screened_errors(self) -> ScreenedErrors:
+        assert self._screened is not None
+        return ScreenedErrors(self._screened.get().rounding, self.query_dim)
+
+    def _screening(self, temperature: float) -> Screening | None:
+        errors = self._screened_errors()
+        return predict(
+            self._centroids,
+            errors.heads,
+            temperature,
+            errors.may_drop(self._tolerance, temperature),
+        )
+
+    def _kernel(self, plan: Plan, return_bound: bool) -> _Kernel:
+        """What projects by a plan: a CertifiedProjection if rows must be accounted for."""
+        tau = plan.temperature
+        if plan.precision == "int16":
+            assert self._int16 is not None
+            heads, errors = self._int16.get(), self._int16_errors()
+            if not (return_bound or plan.checks_rows):
+                return heads.project
+            project: MeasuredKernel = heads.project
+            bounds: Bounds = lambda rounding: errors.bounds(rounding, tau)  # noqa: E731
+        elif plan.precision == "screened":
+            assert self._screened is not None
+            screened, dropping = self._screened.get(), self._screened_errors()
+            may_drop = max(dropping.may_drop(plan.bound, tau), _LEAST_DROPPED)
+
+            def project(
+                queries: Float32, temperature: float, out: Float32, threads: int, rounding: Float32
+            ) -> int:
+                return screened.project(queries, temperature, out, threads, rounding, may_drop)
+
+            bounds = lambda rounding: dropping.bounds(rounding, tau)  # noqa: E731
+        else:
+            return self._heads.project
+        limit = plan.bound if plan.checks_rows else math.inf
+        return CertifiedProjection(
+            project, bounds, limit, self._heads.project, self._float32_bound(tau)
         )
 
     @overload
@@ -244,23 +315,13 @@ class Router:
                 return short
         width = self._answers.shape[1]
         plan = self.plan(temperature)
-        kernel: _Kernel = self._heads.project
-        measured: MeasuredInt16 | None = None
-        if plan.precision == "int16":
-            int16 = self._int16_heads()
-            kernel = int16.heads().project
-            if return_bound or plan.checks_rows:
-                limit = plan.tolerance if plan.checks_rows else math.inf
-                exact = float32_bound(
-                    self.n_heads, self.query_dim, plan.temperature, chains=self._chains
-                )
-                kernel = measured = MeasuredInt16(int16, limit, self._heads.project, exact)
+        kernel = self._kernel(plan, return_bound)
         projected = self._run(kernel, width, queries, temperature, out, num_threads)
         if not return_bound:
             return projected
         bound = np.full(projected.shape[:-1], plan.bound)
-        if measured is not None and measured.bounds:
-            bound = np.concatenate(measured.bounds).reshape(bound.shape)
+        if isinstance(kernel, CertifiedProjection) and kernel.bounds:
+            bound = np.concatenate(kernel.bounds).reshape(bound.shape)
         return projected, np.nextafter(bound.astype(np.float32), np.float32(np.inf))
 
     def route(
@@ -411,10 +472,6 @@ class Router:
             self._tolerance,
             self._forced,
         )
-
-    def _int16_heads(self) -> LazyInt16Heads:
-        assert self._int16 is not None  # a plan is int16 only where there is such arithmetic
-        return self._int16
 
     def _run(
         self,

@@ -7,6 +7,7 @@ because numba alone takes longer to import than everything else together.
 import importlib
 import platform
 import warnings
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import numpy as np
@@ -66,9 +67,30 @@ class Int16Heads(Protocol):
     def project_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
 
 
-class _MakeInt16Heads(Protocol):
-    def __call__(self, centroids: Float32, answers: Float32) -> Int16Heads:
-        """As `_MakeHeads`."""
+class ScreenedHeads(Protocol):
+    """Heads that are searched in few bits, and projected from those that matter.
+
+    `project` writes to `rounding`, float32 (n, 2), what `headroute.precision.ScreenedErrors.bounds`
+    needs to know of every query. It may lose `may_drop` of a query's weight; a row whose first
+    number is infinite is left unspecified.
+    """
+
+    rounding: HeadRounding
+    packed_bytes: int
+
+    def project(
+        self,
+        queries: Float32,
+        temperature: float,
+        out: Float32,
+        num_threads: int,
+        rounding: Float32,
+        may_drop: float,
+    ) -> int: ...
+
+
+MakeInt16Heads = Callable[[Float32, Float32], Int16Heads]  # arguments as of _MakeHeads
+MakeScreenedHeads = Callable[[Float32, Float32], ScreenedHeads]
 
 
 class _MakeHeads(Protocol):
@@ -77,7 +99,7 @@ class _MakeHeads(Protocol):
 
 
 class Backend(Protocol):
-    """What a backend's module has; one with int16 arithmetic also has `Int16Heads`."""
+    """What a backend's module has; the native one also `Int16Heads` and `ScreenedHeads`."""
 
     NAME: str
     CHAINS: bool  # whether its sums are short chains: `headroute.precision.float32_bound`
@@ -124,10 +146,11 @@ def find(name: str) -> Backend:
     raise ValueError(f"backend {name!r} cannot be used ({reasons[name]}); valid here: {valid}")
 
 
-def int16_heads(backend: Backend) -> _MakeInt16Heads | None:
-    """What makes a backend's heads in int16, or None if it has no such arithmetic."""
-    make: _MakeInt16Heads | None = getattr(backend, "Int16Heads", None)
-    return make
+def certified_heads(backend: Backend) -> tuple[MakeInt16Heads, MakeScreenedHeads] | None:
+    """What makes a backend's heads in other arithmetic, or None if it has float32 alone."""
+    make_int16: MakeInt16Heads | None = getattr(backend, "Int16Heads", None)
+    make_screened: MakeScreenedHeads | None = getattr(backend, "ScreenedHeads", None)
+    return None if make_int16 is None or make_screened is None else (make_int16, make_screened)
 
 
 def build_info() -> dict[str, object]:

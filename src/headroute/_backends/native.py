@@ -72,3 +72,13 @@ class Int16Heads:
         self.project_one = self._engine.project_one
         self.rounding = HeadRounding(**self._engine.rounding)
         self.packed_bytes = self._engine.packed_bytes
+
+
+class ScreenedHeads:
+    """Heads packed for a search in few bits, and their rows for exact cosines; `project` alone."""
+
+    def __init__(self, centroids: Float32, answers: Float32) -> None:
+        self._engine = _core.Engine(unit_centroids(centroids), answers, _chosen_isa(), "screened")
+        self.project = self._engine.project
+        self.rounding = HeadRounding(**self._engine.rounding)
+        self.packed_bytes = self._engine.packed_bytes

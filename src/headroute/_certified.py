@@ -1,0 +1,86 @@
+"""Arithmetic that comes with an account of its error: packed when it is first needed, run with a
+bound for every row, and with the rows above a tolerance done again in float32.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute._validate import Float32
+
+# Rows that are projected and accounted for at once, 8 bytes each, and of those, rows that are done
+# again at once: their queries and results are copied, 3 MiB for 384 columns.
+_ROWS = 1 << 17
+_AGAIN_ROWS = 1 << 10
+
+Kernel = Callable[[Float32, float, Float32, int], int]
+# The same with rounding, float32 (n, 2): what `Bounds` needs to know of every row.
+MeasuredKernel = Callable[[Float32, float, Float32, int, Float32], int]
+Bounds = Callable[[Float32], npt.NDArray[np.float64]]
+
+
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """Something that takes time and memory to make; the first thread to ask for it does."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: T | None = None
+
+    @property
+    def made(self) -> T | None:
+        return self._made
+
+    def get(self) -> T:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+
+class CertifiedProjection:
+    """`Heads.project` that keeps every row's bound in `bounds`, in order of the calls.
+
+    Rows whose bound exceeds `tolerance` are done again by `float32`, whose bound is
+    `float32_bound`.
+    """
+
+    def __init__(
+        self,
+        project: MeasuredKernel,
+        bounds: Bounds,
+        tolerance: float,
+        float32: Kernel,
+        float32_bound: float,
+    ) -> None:
+        self._project = project
+        self._bounds = bounds
+        self._tolerance = tolerance
+        self._float32 = float32
+        self._float32_bound = float32_bound
+        self.bounds: list[npt.NDArray[np.float64]] = []
+
+    def __call__(self, queries: Float32, temperature: float, out: Float32, threads: int) -> int:
+        rounding = np.empty((min(len(queries), _ROWS), 2), np.float32)
+        for start in range(0, len(queries), _ROWS):
+            rows, to = (array[start : start + _ROWS] for array in (queries, out))
+            measured = rounding[: len(rows)]
+            bad = self._project(rows, temperature, to, threads, measured)
+            if bad >= 0:
+                return start + bad
+            bounds = self._bounds(measured)
+            again = np.flatnonzero(bounds > self._tolerance)
+            for part in np.split(again, range(_AGAIN_ROWS, len(again), _AGAIN_ROWS)):
+                if len(part):
+                    exact = np.empty((len(part), out.shape[1]), np.float32)
+                    self._float32(rows[part], temperature, exact, threads)
+                    to[part] = exact
+            bounds[again] = self._float32_bound
+            self.bounds.append(bounds)
+        return -1

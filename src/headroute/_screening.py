@@ -1,0 +1,55 @@
+"""Whether a search in few bits would pay: predicted from the heads, since queries resemble them.
+
+A sample of the heads plays the queries, each without itself. What the kernel would keep of every
+one is counted by the kernel's own rule (csrc/screened_kernel.inl), from exact cosines.
+"""
+
+import math
+
+import numpy as np
+
+from headroute._backends._units import unit_centroids
+from headroute._validate import Float32
+from headroute.precision import HeadRounding, Screening
+
+# Cosines that a prediction may compute: 0.1 s or so.
+_COSINES = 2_000_000
+_FEWEST, _MOST = 16, 128
+
+# Costs beside a head of a float32 row, measured at K = 15,000 (docs/decisions/0009): a head that is
+# only searched, one whose cosine is taken and answer read, and what a row takes whatever K is.
+_SEARCHED = 0.16
+_KEPT = 5.5
+_ROW = 100.0
+
+
+def predict(
+    centroids: Float32, rounding: HeadRounding, temperature: float, may_drop: float
+) -> Screening | None:
+    """The prospects of a search, or None where it is hopeless from the start."""
+    n_heads, d = centroids.shape
+    if may_drop <= 0:
+        return None
+    n = int(np.clip(_COSINES // n_heads, _FEWEST, _MOST))
+    sample = np.linspace(0, n_heads - 1, n).astype(np.intp)
+    queries = unit_centroids(np.ascontiguousarray(centroids[sample]))
+    r = math.sqrt(d / 12) / max(rounding.query_scale, 1.0)
+    beta = r * rounding.centroid_norm + (1 + r) * rounding.centroid_rounding
+    norms = np.sqrt(np.einsum("kd,kd->k", centroids, centroids))
+    kept = np.empty(n)
+    for row, (i, query) in enumerate(zip(sample, queries, strict=True)):
+        cosines = centroids @ query / norms
+        cosines[i] = -np.inf
+        kept[row] = _kept(cosines, beta, temperature, may_drop)
+    limit = min(max(64, n_heads // 4), 4096)
+    given_up = kept > limit
+    cost = _SEARCHED + (_KEPT * np.minimum(kept, limit) + _ROW) / n_heads + given_up
+    return Screening(float(cost.mean()), float(np.minimum(kept, limit).mean() / n_heads))
+
+
+def _kept(cosines: Float32, beta: float, temperature: float, may_drop: float) -> int:
+    """How many heads are left when the lightest by their bounds are dropped."""
+    bits = (cosines - cosines.max() + 2 * beta) * (math.log2(math.e) / temperature)
+    order = np.sort(bits[bits > -60])
+    dropped = np.cumsum(np.exp2(np.minimum(order, 60))) <= may_drop * 3 / 8
+    return int(len(order) - dropped.sum())

@@ -1,0 +1,198 @@
+"""Leaving out light heads, on every instruction set: no error above its certificate, and no
+certificate above the tolerance."""
+
+import numpy as np
+import pytest
+from accuracy import exact
+
+from headroute import Router, available_backends, build_info
+
+if "native" not in available_backends():
+    pytest.skip(build_info()["unavailable"]["native"], allow_module_level=True)
+
+ISAS = build_info()["native"]["isas_available"]
+
+
+@pytest.fixture(params=ISAS, ids=[f"native-{isa}" for isa in ISAS])
+def isa(request, monkeypatch):
+    monkeypatch.setenv("HEADROUTE_ISA", request.param)
+    return request.param
+
+
+def clustered(rng, n_heads, d, e, spread=0.7):
+    """Heads in groups of ten, neighbours in the array, as questions of one intent are."""
+    centers = rng.standard_normal((-(-n_heads // 10), d))
+    heads = np.repeat(centers, 10, axis=0)[:n_heads] + spread * rng.standard_normal((n_heads, d))
+    return heads, rng.standard_normal((n_heads, e))
+
+
+def near(rng, heads, n, spread=0.7):
+    queries = heads[rng.integers(len(heads), size=n)] + spread * rng.standard_normal(
+        (n, heads.shape[1])
+    )
+    return (queries * np.exp(rng.uniform(-9, 9, (n, 1)))).astype(np.float32)
+
+
+def check(router, queries, temperature):
+    projected, bound = router.project(queries, temperature=temperature, return_bound=True)
+    _, expected = exact(queries, router.centroids, router.answers, temperature)
+    unit = np.linalg.norm(router.answers.astype(np.float64), axis=1).max()
+    error = np.linalg.norm(projected - expected, axis=1) / (unit or 1)
+    worst = np.argmax(error - bound)
+    assert error[worst] <= bound[worst], (worst, error[worst], bound[worst])
+    assert (bound <= router.plan(temperature).bound * (1 + 1e-6)).all()
+    assert (router.project(queries, temperature=temperature) == projected).all()
+    return projected, bound
+
+
+def given_up(router, queries, temperature):
+    """Rows that float32 had to do: its bound, and its bits."""
+    dense = Router(router.centroids, router.answers)
+    projected, bound = router.project(queries, temperature=temperature, return_bound=True)
+    rows = bound == np.nextafter(np.float32(dense.plan(temperature).bound), np.float32(np.inf))
+    exact_rows = dense.project(queries[rows], temperature=temperature)
+    assert (projected[rows] == exact_rows).all()
+    return rows
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-2])
+@pytest.mark.parametrize("temperature", [0.01, 0.02, 0.05])
+def test_certificates(isa, rng, temperature, tolerance):
+    heads, answers = clustered(rng, 1500, 96, 40)
+    router = Router(heads, answers, tolerance=tolerance, precision="screened")
+    queries = near(rng, heads, 150)
+    check(router, queries, temperature)
+    if temperature == 0.01:
+        assert given_up(router, queries, temperature).mean() < 0.2
+
+
+def test_heads_are_left_out(isa, rng):
+    """Through the extension itself: most heads are not even looked at."""
+    from headroute import _core
+
+    heads, answers = clustered(rng, 2000, 64, 30)
+    unit = (heads / np.linalg.norm(heads, axis=1, keepdims=True)).astype(np.float32)
+    engine = _core.Engine(unit, answers.astype(np.float32), isa, "screened")
+    queries = near(rng, heads, 100)
+    out, account = np.empty((100, 30), np.float32), np.empty((100, 2), np.float32)
+    assert engine.project(queries, 0.02, out, 2, account, 1e-4) == -1
+    dropped, kept = account.T
+    weights, expected = exact(queries, unit, answers.astype(np.float32), 0.02)
+    done = np.isfinite(dropped)
+    assert done.mean() > 0.8
+    assert (dropped[done] <= 1e-4).all()
+    assert np.median(kept[done]) < 200
+    # No set of that many heads leaves out less than the lightest do.
+    lightest = np.sort(weights, axis=1)
+    for row in np.flatnonzero(done):
+        left_out = lightest[row, : 2000 - int(kept[row])].sum()
+        assert left_out <= dropped[row] + 1e-6
+    radius = np.linalg.norm(answers - answers.mean(axis=0), axis=1).max()
+    error = np.linalg.norm(out - expected, axis=1)[done]
+    assert (error <= 2 * radius * dropped[done] + 1e-4 * radius).all()
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.02, 1.0])
+def test_edge_sizes(isa, rng, temperature):
+    for n_heads, d, e in [
+        (1, 1, 1), (2, 3, 5), (3, 4, 1), (15, 5, 17), (16, 16, 16), (17, 63, 2), (63, 64, 64),
+        (65, 65, 33), (255, 7, 3), (256, 128, 15), (257, 129, 16), (511, 33, 31), (512, 20, 20),
+        (513, 130, 9), (700, 385, 384),
+    ]:  # fmt: skip
+        heads, answers = clustered(rng, n_heads, d, e)
+        router = Router(heads, answers, tolerance=2e-3, precision="screened")
+        for n in (1, 4, 15, 29):
+            check(router, near(rng, heads, n), temperature)
+
+
+def test_same_bits_in_any_batch(isa, rng):
+    heads, answers = clustered(rng, 1700, 100, 33)
+    router = Router(heads, answers, temperature=0.02, tolerance=1e-3, precision="screened")
+    queries = near(rng, heads, 211)
+    queries[[5, 90]] = rng.standard_normal((2, 100))  # flatter than the others
+    whole, bound = router.project(queries, num_threads=1, return_bound=True)
+    for threads in (2, 3, 7):
+        again, same = router.project(queries, num_threads=threads, return_bound=True)
+        assert (again == whole).all()
+        assert (same == bound).all()
+    for size in (1, 2, 3, 5, 13, 14, 15, 100):
+        parts = [router.project(queries[i : i + size]) for i in range(0, len(queries), size)]
+        assert (np.concatenate(parts) == whole).all(), size
+    assert (np.stack([router.project(query) for query in queries]) == whole).all()
+    order = rng.permutation(len(queries))
+    assert (router.project(queries[order]) == whole[order]).all()
+
+
+@pytest.mark.parametrize("temperature", [0.002, 0.02, 0.3])
+def test_adversarial_heads(isa, rng, temperature):
+    d, e, k = 70, 50, 600
+    base = rng.standard_normal(d)
+    random = rng.standard_normal((k, d))
+    answers = rng.standard_normal((k, e))
+    cases = {
+        "all equal": (np.tile(base, (k, 1)), answers),
+        "duplicates": (np.repeat(random[: k // 2], 2, axis=0), answers),
+        "near ties": (base + 1e-4 * random, answers),
+        "ties within the margin": (base + 0.05 * random, answers),
+        "one huge answer": (random, answers * np.r_[np.ones(k - 1), 1e9][:, None]),
+        "outliers": (random * np.where(rng.random((k, d)) < 0.01, 50, 1), answers),
+        "no answers": (random, np.zeros((k, e))),
+        "opposite": (np.outer([1, -1] * (k // 2), base) + 0.01 * random, answers),
+    }
+    for name, (centroids, values) in cases.items():
+        router = Router(centroids, values, tolerance=3e-3, precision="screened")
+        queries = near(rng, np.asarray(router.centroids), 40)
+        queries[0] = 0
+        try:
+            check(router, queries, temperature)
+        except AssertionError as error:
+            raise AssertionError(name) from error
+
+
+def test_queries_that_nobody_sane_would_send(isa, rng):
+    heads, answers = clustered(rng, 600, 70, 20)
+    router = Router(heads, answers, temperature=0.02, tolerance=2e-3, precision="screened")
+    queries = near(rng, heads, 30)
+    unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    for length in (1e-44, 1e-38, 1e-20, 1e19, 3e38):
+        check(router, (unit * np.float64(length)).astype(np.float32), 0.02)
+    for bad in (np.nan, np.inf):
+        broken = queries.copy()
+        broken[[17, 23], 9] = bad
+        with pytest.raises(ValueError, match="query 17 has a NaN or infinity"):
+            router.project(broken)
+
+
+def test_flat_rows_are_done_in_float32(isa, rng):
+    """At a high temperature every head counts: all rows are given up, and exact."""
+    heads, answers = clustered(rng, 600, 40, 20)
+    router = Router(heads, answers, temperature=1.0, tolerance=1e-3, precision="screened")
+    assert given_up(router, near(rng, heads, 50), 1.0).all()
+    router.project(np.zeros((3, 40)))
+
+
+def test_plans(isa, rng):
+    heads, answers = clustered(rng, 3000, 128, 128)
+    router = Router(heads, answers, temperature=0.01, tolerance=2e-3)
+    plan = router.plan()
+    assert (plan.precision, plan.bound, plan.checks_rows) == ("screened", 2e-3, True)
+    assert router.plan(1.0).precision == "int16"
+    assert "screened_packed_bytes" in router.backend_info
+    flat = Router(heads, answers, temperature=0.2, tolerance=1e-3)
+    assert flat.plan().precision == "float32"
+    info = router.backend_info
+    packed = [v for name, v in info.items() if name.endswith("packed_bytes")]
+    assert len(packed) == 3
+    # Without int8 instructions the search takes twice the memory.
+    assert sum(packed) <= (2.2 if isa == "avx512vnni" else 2.26) * 4 * 3000 * (128 + 128)
+
+
+def test_nothing_but_out_is_written(isa, rng):
+    heads, answers = clustered(rng, 600, 33, 9)
+    router = Router(heads, answers, temperature=0.01, tolerance=3e-3, precision="screened")
+    queries = near(rng, heads, 29)
+    memory = np.full(29 * 9 + 64, 7.0, np.float32)
+    router.project(queries, out=memory[32:-32].reshape(29, 9))
+    assert (memory[:32] == 7).all()
+    assert (memory[-32:] == 7).all()
+    assert (memory[32:-32].reshape(29, 9) == router.project(queries)).all()
