@@ -196,3 +196,37 @@ def test_nothing_but_out_is_written(isa, rng):
     assert (memory[:32] == 7).all()
     assert (memory[-32:] == 7).all()
     assert (memory[32:-32].reshape(29, 9) == router.project(queries)).all()
+
+
+def test_the_heaviest_head_looks_light(isa, rng):
+    """Queries along the rounding error of a head: it wins, and its int8 cosine says it loses."""
+    from headroute import _core
+
+    n_heads, d = 600, 128
+    unit = rng.standard_normal((n_heads, d))
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32)
+    centered = unit.astype(np.float64) - unit.mean(axis=0, dtype=np.float64)
+    scale = 127 / np.abs(centered).max()
+    errors = centered - np.round(centered * scale) / scale
+    answers = rng.standard_normal((n_heads, 16)).astype(np.float32)
+    temperature = 5e-4  # much lower, and no row could be searched in int8
+    queries = []
+    for head in range(40):
+        along = errors[head] / np.linalg.norm(errors[head])
+        others = np.delete(unit, head, axis=0)
+        for step in np.linspace(0, 1, 2000):  # until the head leads by a little
+            query = along + step * unit[head]
+            query /= np.linalg.norm(query)
+            if query @ unit[head] > (others @ query).max() + 0.0005:
+                break
+        queries.append(query)
+    queries = np.array(queries, np.float32)
+    engine = _core.Engine(unit, answers, isa, "screened")
+    out, account = np.empty((40, 16), np.float32), np.empty((40, 2), np.float32)
+    assert engine.project(queries, temperature, out, 1, account, 0.01) == -1
+    weights, expected = exact(queries, unit, answers, temperature)
+    assert (weights.argmax(axis=1) == np.arange(40)).all()
+    done = np.isfinite(account[:, 0])
+    assert done.mean() > 0.8
+    unit_error = np.linalg.norm(out - expected, axis=1) / np.linalg.norm(answers, axis=1).max()
+    assert unit_error[done].max() < 0.05  # what was dropped, and float32 cosines over τ
