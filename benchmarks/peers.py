@@ -5,7 +5,7 @@ that projects all queries and returns (N, e). Prepared once, outside the timed c
 centroids with the scale folded in, contiguous in the faster direction), buffers for logits and
 result, sessions, compiled graphs. Left to the call: everything that depends on the queries, their
 norms included. All threads, no gradients. None subtracts the row maximum where it has the choice:
-cosines are bounded, so the exponent is at most 1/τ = 10.
+cosines are bounded, so the exponent is at most 1/τ; only below τ = 1/80 could it overflow.
 
 `rows` = N is one call on everything. Fewer rows, fed by a loop in Python, keep the logits in cache
 and reuse the allocator's memory; no library does that on its own, but a careful user can.
@@ -51,11 +51,14 @@ def numpy_peer(problem: Problem, rows: int) -> Runner:
     out = np.empty((len(queries), width), np.float32)
     buffer = np.empty((min(rows, len(queries)), n_heads), np.float32)
     ones = np.ones(n_heads, np.float32)
+    overflows = problem.temperature < 1 / 80  # exp(1/τ), times K
 
     def project(queries: Float32, logits: Float32, out: Float32) -> None:
         norms = np.sqrt(np.einsum("ij,ij->i", queries, queries))
         np.matmul(queries, keys, out=logits)
         logits /= norms[:, np.newaxis]
+        if overflows:
+            logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
         sums = logits @ ones
         if n_heads < width:  # divide on the narrower side
@@ -231,11 +234,18 @@ PEERS: dict[str, tuple[Build, tuple[str, ...]]] = {  # builder, packages that it
 
 
 def router_runner(
-    problem: Problem, backend: str = "auto", num_threads: int | None = None
+    problem: Problem,
+    backend: str = "auto",
+    num_threads: int | None = None,
+    precision: str | None = None,
 ) -> Runner:
     """headroute itself, called as its users call it: one call on everything, `out=` reused."""
     router = Router(
-        problem.centroids, problem.answers, temperature=problem.temperature, backend=backend
+        problem.centroids,
+        problem.answers,
+        temperature=problem.temperature,
+        backend=backend,
+        precision=precision,
     )
     out = np.empty((problem.n_queries, router.answer_dim), np.float32)
     return lambda: router.project(problem.queries, out=out, num_threads=num_threads)
