@@ -1,24 +1,22 @@
 """Leaving out heads that do not matter, on real text: CLINC150's 15,000 training questions as heads
 and as answers, its 4,500 test questions as queries, tolerance 1e-3, from τ = 0.01 to 0.1.
 
-The questions are embedded with all-MiniLM-L6-v2, which takes two minutes. Every row of what
-headroute returns is compared with float64, and with the bound that it gives for that row.
+Every row of what headroute returns is compared with float64, and with the bound that it gives for
+that row.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from arena import HoldRace, Result, contender
+from clinc import DATA, embed_questions
 from peers import PEERS
 from problem import Float32, Problem, Runner
 
 from headroute import Router
 
-DATA = Path(__file__).parents[2] / "shared/data/clinc150/data_full.json"
 TEMPERATURES = (0.01, 0.02, 0.03, 0.1)
 TOLERANCE = 1e-3
 RACE_SECONDS = 30.0
@@ -30,16 +28,7 @@ pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA.name} besid
 def questions(quick: bool) -> tuple[Float32, Float32]:
     """Unit embeddings of the training and the test questions."""
     pytest.importorskip("sentence_transformers")
-    from headroute.embedding import Encoder
-
-    document = json.loads(DATA.read_text())
-    encoder = Encoder("all-MiniLM-L6-v2")
-    step = 25 if quick else 1
-    train, test = (
-        encoder.encode_queries([text for text, _ in document[part][::step]], lambda _: None)
-        for part in ("train", "test")
-    )
-    return train, test
+    return embed_questions(25 if quick else 1)
 
 
 @pytest.fixture(scope="module", params=TEMPERATURES, ids="tau{}".format)

@@ -6,6 +6,7 @@
 #include <limits>
 #include <new>
 #include <numeric>
+#include <stdexcept>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -239,6 +240,9 @@ void pack_int16(const float* centroids, const float* answers, const Kernel& kern
     }
 }
 
+// |255 · 127 · d| < 2^31
+constexpr std::size_t kMostScreenedColumns = 65536;
+
 // Four integers that fit an int8, in one element.
 std::int32_t quad(double a, double b, double c, double d) {
     const auto part = [](double x) { return std::uint32_t{static_cast<std::uint8_t>(static_cast<std::int8_t>(x))}; };
@@ -334,6 +338,8 @@ AlignedFloats allocate_floats(std::size_t n) {
 
 Heads pack_heads(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
                  std::size_t answer_dim, Precision precision, const Kernel& kernel) {
+    if (precision == Precision::screened && query_dim > kMostScreenedColumns)
+        throw std::invalid_argument("screened heads have at most 65,536 columns");
     Heads heads;
     heads.packed = head_layout(n_heads, query_dim, answer_dim, precision, kernel);
     heads.data_elements = packed_elements(heads.packed, kernel);

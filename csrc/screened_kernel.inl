@@ -85,7 +85,9 @@ HR_INLINE void append(const Candidates& list, std::size_t n, vfloat values, std:
 HR_INLINE double margin(const PackedHeads& heads, const Rows& rows, float rounding) {
     const double r = 1.0001 * static_cast<double>(rounding);
     const double beta = r * heads.centroid_norm + (1.0 + r) * heads.centroid_rounding;
-    return 2.0 * (1.0001 * beta + 4e-6) * rows.log2e_over_temperature;  // 4e-6: the float32 scale of a dot
+    // What float32 does to dots: their scale, and integers above 2^24 when there are thousands of columns.
+    const double floats = 8e-6 + 4e-9 * static_cast<double>(heads.query_dim);
+    return 2.0 * (1.0001 * beta + floats) * rows.log2e_over_temperature;
 }
 
 // Begins the search in a tile that has just been packed.

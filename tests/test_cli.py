@@ -334,6 +334,26 @@ def test_project_with_the_heads_of_a_database(here, run_json) -> None:
     np.testing.assert_array_equal(np.load("p.npy"), router.project(queries))
 
 
+def test_project_within_a_tolerance(here, run, run_json) -> None:
+    rng = np.random.default_rng(1)
+    router = Router(rng.standard_normal((64, 40)), rng.standard_normal((64, 30)))
+    router.save("r.safetensors")
+    np.save("q.npy", rng.standard_normal((100, 40), dtype=np.float32))
+    report = run_json(
+        "project", "q.npy", "--router", "r.safetensors", "--tolerance", "0.05", "-o", "p.npy"
+    )
+    tolerant = Router.load("r.safetensors", tolerance=0.05)
+    plan = tolerant.plan()
+    assert (report["precision"], report["bound"]) == (plan.precision, plan.bound)
+    np.testing.assert_array_equal(np.load("p.npy"), tolerant.project(np.load("q.npy")))
+    code, out, _ = run("project", "q.npy", "--router", "r.safetensors", "-o", "p.npy")
+    assert code == 0
+    assert "accuracy   float32; no row is off by more than" in out
+    code, _, err = run("project", "q.npy", "--tolerance", "-1", "-o", "p.npy")
+    assert code == 2
+    assert "'-1' is not a number of at least 0" in err
+
+
 def test_info(here, run_json, run) -> None:
     info = run_json("info")
     assert info["backend"] in info

@@ -165,13 +165,25 @@ def peak_mib():
 
 
 @pytest.mark.skipif(not PEAK.exists(), reason="reads Linux's account of the process")
-@pytest.mark.parametrize("method", ["project", "route"])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("project", None), ("route", None), ("project", "int16"), ("project", "screened")],
+)
 @pytest.mark.parametrize(
     ("n", "n_heads", "d", "e"), [(400, 20_000, 96, 96), (20_000, 700, 384, 1024)]
 )
-def test_extra_memory_of_a_call(isa, rng, method, n, n_heads, d, e):
+def test_extra_memory_of_a_call(isa, rng, method, precision, n, n_heads, d, e):
     """At most 8 MiB a thread, whatever N and K: what tracemalloc cannot see."""
     router, queries = make(rng, n, n_heads, d, e)
+    if precision is not None:
+        router = Router(
+            router.centroids,
+            router.answers,
+            temperature=0.01,
+            tolerance=0.01,
+            precision=precision,
+        )
+        router.project(queries[:1])  # packs
     out = np.ones((n, e if method == "project" else n_heads), np.float32)
     ctypes.CDLL(None).malloc_trim(
         0

@@ -45,10 +45,10 @@ class Lazy(Generic[T]):
 
 
 class CertifiedProjection:
-    """`Heads.project` that keeps every row's bound in `bounds`, in order of the calls.
+    """`Heads.project` that looks at every row's bound.
 
     Rows whose bound exceeds `tolerance` are done again by `float32`, whose bound is
-    `float32_bound`.
+    `float32_bound`. With `keep_bounds` the bounds are in `bounds`, in order of the calls.
     """
 
     def __init__(
@@ -58,12 +58,15 @@ class CertifiedProjection:
         tolerance: float,
         float32: Kernel,
         float32_bound: float,
+        *,
+        keep_bounds: bool,
     ) -> None:
         self._project = project
         self._bounds = bounds
         self._tolerance = tolerance
         self._float32 = float32
         self._float32_bound = float32_bound
+        self._keep_bounds = keep_bounds
         self.bounds: list[npt.NDArray[np.float64]] = []
 
     def __call__(self, queries: Float32, temperature: float, out: Float32, threads: int) -> int:
@@ -81,6 +84,7 @@ class CertifiedProjection:
                     exact = np.empty((len(part), out.shape[1]), np.float32)
                     self._float32(rows[part], temperature, exact, threads)
                     to[part] = exact
-            bounds[again] = self._float32_bound
-            self.bounds.append(bounds)
+            if self._keep_bounds:
+                bounds[again] = self._float32_bound
+                self.bounds.append(bounds)
         return -1

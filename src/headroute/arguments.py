@@ -170,6 +170,14 @@ infinity ends the run with its number; rows count from 0.""",
     add_selection(sub)
     add_temperature(sub)
     sub.add_argument(
+        "--tolerance",
+        type=tolerance,
+        default=0.0,
+        metavar="E",
+        help="largest error to accept, as a part of the longest answer's length; "
+        "0.01 may be twice as fast (default: 0, float32)",
+    )
+    sub.add_argument(
         "--threads", type=at_least_1, metavar="N", help="threads (default: one a usable CPU)"
     )
 
@@ -271,6 +279,13 @@ def add_test_set(parser: Parser, more: str) -> None:
         metavar="FILE",
         help=f"held-out questions, .json, .jsonl or .csv{more}",
     )
+
+
+def tolerance(text: str) -> float:
+    try:
+        return _validate.tolerance(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0") from None
 
 
 def temperature(text: str) -> float:

@@ -37,6 +37,8 @@ class ProjectionReport:
     query_dim: int
     answer_dim: int
     zero_queries: int
+    precision: str
+    bound: float  # ‖projected - exact‖ / max ‖answer‖ of every row is at most this
     seconds: float
     rows_per_second: float
 
@@ -86,6 +88,7 @@ def project_file(
             for array in (queries, projected):
                 give_back_pages(array)
             bar.update(block.stop - block.start)
+    plan = router.plan(temperature)
     seconds = time.perf_counter() - start_time
     return ProjectionReport(
         output=str(output_path),
@@ -93,6 +96,8 @@ def project_file(
         query_dim=query_dim,
         answer_dim=router.answer_dim,
         zero_queries=zero_queries,
+        precision=plan.precision,
+        bound=plan.bound,
         seconds=seconds,
         rows_per_second=rows / seconds,
     )

@@ -179,10 +179,10 @@ def command_project(args: argparse.Namespace) -> int:
     from headroute.router import Router
 
     if args.router:
-        router = Router.load(args.router)
+        router = Router.load(args.router, tolerance=args.tolerance)
     else:
         with Database.open(args.db, read_only=True) as db:
-            router = router_of(stored_heads(db, args.model, args.name))
+            router = router_of(stored_heads(db, args.model, args.name), args.tolerance)
     report = project_file(
         router,
         args.queries,

@@ -47,12 +47,13 @@ def stored_heads(
     return db.projection(model, name)
 
 
-def router_of(projection: StoredProjection) -> Router:
+def router_of(projection: StoredProjection, tolerance: float = 0.0) -> Router:
     return Router(
         projection.centroids,
         projection.answers,
         temperature=projection.temperature,
         names=projection.cluster_names,
+        tolerance=tolerance,
     )
 
 

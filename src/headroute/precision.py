@@ -190,20 +190,30 @@ class ScreenedErrors:
     def may_drop(self, tolerance: float, temperature: float) -> float:
         """The part of a row's weight that may be dropped within a tolerance; 0 or less if none."""
         room = tolerance - self._floats(temperature, _ORDINARY_KEPT)
-        return float(min(0.5, room / max(2 * self._radius, 1e-6)))
+        return float(min(0.5, room / max(self._distance(temperature), 1e-6)))
 
     def bounds(self, rounding: Float32, temperature: float) -> npt.NDArray[np.float64]:
         """Bounds (n,) from what the kernel says of every row, (n, 2): part dropped, heads kept."""
         dropped, kept = rounding.astype(np.float64).T
         done = np.isfinite(dropped)
         result = np.full(len(done), np.inf)
-        result[done] = 2 * self._radius * dropped[done] + self._floats(temperature, kept[done])
+        result[done] = self._distance(temperature) * dropped[done]
+        result[done] += self._floats(temperature, kept[done])
         return result
 
+    def _distance(self, temperature: float) -> float:
+        """Between the means of two sets of answers, at most; a little more, as dropped weights are
+        added up in float32."""
+        return 2 * self._radius * math.exp(min(2 * self._cosine / temperature, 100.0))
+
+    @property
+    def _cosine(self) -> float:
+        """Error of an exact cosine in float32: 16 sums over each dot product and norm."""
+        return (self._d / 8 + 32) * U
+
     def _floats(self, temperature: float, kept: float | npt.NDArray[np.float64]) -> Any:
-        """Of exact cosines in float32, 16 sums over each, and of sums over the kept heads."""
-        cosine = (self._d / 8 + 32) * U
-        return _logit_part(cosine / temperature, self._radius) + (1.5 * kept + 64) * U
+        """Of exact cosines in float32, and of sums over the kept heads."""
+        return _logit_part(self._cosine / temperature, self._radius) + (1.5 * kept + 64) * U
 
 
 def choose(

@@ -203,6 +203,14 @@ def bars(heads: Sequence[HeadWeight], top: int | None) -> list[str]:
     return weight_bars([h.weight for h in heads], [h.name for h in heads], top=top, by_weight=True)
 
 
+def rounded_up(bound: float) -> str:
+    """Two digits that promise no more than `bound` does."""
+    shown = f"{bound:.2g}"
+    if float(shown) < bound:
+        shown = f"{bound * 1.1:.2g}"
+    return shown
+
+
 def projection_text(report: ProjectionReport) -> str:
     zero = (
         f"; {count(report.zero_queries, 'zero query')} got uniform weights"
@@ -215,6 +223,11 @@ def projection_text(report: ProjectionReport) -> str:
                 "projected",
                 f"{count(report.rows, 'query')}, "
                 f"{report.query_dim} to {report.answer_dim} dimensions{zero}",
+            ),
+            (
+                "accuracy",
+                f"{report.precision}; no row is off by more than {rounded_up(report.bound)} of "
+                "the longest answer",
             ),
             (
                 "time",

@@ -35,6 +35,11 @@ from headroute.precision import (
 # as much again.
 _TOP_BLOCK_BYTES = 1 << 20
 
+_MOST_SCREENED_COLUMNS = 65536  # sums of int8 products fit int32
+
+# Temperatures whose plans are remembered.
+_MOST_PLANS = 64
+
 # A screened row that may lose nothing may lose what float32 would not notice.
 _LEAST_DROPPED = 2.0**-24
 
@@ -83,11 +88,11 @@ class Router:
         "_backend",
         "_centroids",
         "_chains",
-        "_default_plan",
         "_forced",
         "_heads",
         "_int16",
         "_names",
+        "_plans",
         "_project_one",
         "_requested",
         "_route_one",
@@ -133,10 +138,11 @@ class Router:
         # A backend may have a short way for a single query that needs nothing done to it.
         self._route_one: _ShortWay = getattr(self._heads, "route_one", _none)
         self._project_one: _ShortWay = getattr(self._heads, "project_one", _none)
-        self._default_plan = self._make_plan(self._temperature)
-        if self._default_plan.checks_rows:
+        self._plans: dict[float, Plan] = {}  # by temperature: predicting one may take 0.3 s
+        plan = self.plan()
+        if plan.checks_rows:
             self._project_one = _none
-        elif self._default_plan.precision == "int16":
+        elif plan.precision == "int16":
             assert self._int16 is not None
             self._project_one = self._int16.get().project_one
 
@@ -199,21 +205,22 @@ class Router:
 
         Its `bound` holds for every finite query: ‖projected - exact‖ <= bound · max_k ‖a_k‖.
         """
-        if temperature is None:
-            return self._default_plan
-        tau = _validate.temperature(temperature)
-        return self._default_plan if tau == self._temperature else self._make_plan(tau)
-
-    def _make_plan(self, temperature: float) -> Plan:
-        return choose(
-            self._forced,
-            self._tolerance,
-            temperature,
-            self._float32_bound(temperature),
-            self.n_heads,
-            None if self._int16 is None else self._int16_errors,
-            None if self._screened is None else self._screening,
-        )
+        tau = self._temperature if temperature is None else _validate.temperature(temperature)
+        plan = self._plans.get(tau)
+        if plan is None:
+            plan = choose(
+                self._forced,
+                self._tolerance,
+                tau,
+                self._float32_bound(tau),
+                self.n_heads,
+                None if self._int16 is None else self._int16_errors,
+                None if self._screened is None else self._screening,
+            )
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[tau] = plan
+        return plan
 
     def _float32_bound(self, temperature: float) -> float:
         return float32_bound(self.n_heads, self.query_dim, temperature, chains=self._chains)
@@ -227,6 +234,8 @@ class Router:
         return ScreenedErrors(self._screened.get().rounding, self.query_dim)
 
     def _screening(self, temperature: float) -> Screening | None:
+        if self.query_dim > _MOST_SCREENED_COLUMNS:
+            return None
         errors = self._screened_errors()
         return predict(
             self._centroids,
@@ -260,7 +269,12 @@ class Router:
             return self._heads.project
         limit = plan.bound if plan.checks_rows else math.inf
         return CertifiedProjection(
-            project, bounds, limit, self._heads.project, self._float32_bound(tau)
+            project,
+            bounds,
+            limit,
+            self._heads.project,
+            self._float32_bound(tau),
+            keep_bounds=return_bound,
         )
 
     @overload
