@@ -280,3 +280,9 @@ def test_options_that_make_no_sense(rng):
             Router(heads, heads, precision="int16", backend=backend)
         plan = Router(heads, heads, tolerance=0.5, backend=backend).plan()
         assert plan.reason == "this backend has float32 arithmetic alone"
+
+
+def test_every_rounding_a_half(isa, rng):
+    """48 equal weights are each half way between two integers: the bound is the plan's own."""
+    router = Router(np.ones((48, 256)), rng.standard_normal((48, 16)) + 100, precision="int16")
+    check(router, rng.standard_normal((30, 256)).astype(np.float32), 6.6)

@@ -230,3 +230,24 @@ def test_the_heaviest_head_looks_light(isa, rng):
     assert done.mean() > 0.8
     unit_error = np.linalg.norm(out - expected, axis=1) / np.linalg.norm(answers, axis=1).max()
     assert unit_error[done].max() < 0.05  # what was dropped, and float32 cosines over τ
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e19, 1e36])
+def test_a_plan_depends_on_directions_alone(rng, scale):
+    heads, answers = clustered(rng, 600, 16, 16)
+    heads = (heads * 0.1).astype(np.float32).astype(np.float64)
+    expected = Router(heads, answers, temperature=0.02, tolerance=0.05).plan()
+    # A power of 2, so that directions stay the same to the last bit.
+    power = 2.0 ** np.round(np.log2(scale))
+    plan = Router(heads * power, answers, temperature=0.02, tolerance=0.05).plan()
+    assert plan == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "int16", "screened"])
+@pytest.mark.parametrize("size", [1e-44, 1e-42, 1e-40])
+def test_bounds_of_answers_near_nothing(isa, rng, precision, size):
+    """Products that float32 rounds to its smallest numbers, or to zero."""
+    answers = rng.standard_normal((600, 16)) * size
+    router = Router(rng.standard_normal((600, 16)), answers, tolerance=0.01, precision=precision)
+    for temperature in (0.1, 1.0, 40.0):
+        check(router, near(rng, np.asarray(router.centroids), 50), temperature)

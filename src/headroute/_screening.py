@@ -32,13 +32,12 @@ def predict(
         return None
     n = int(np.clip(_COSINES // n_heads, _FEWEST, _MOST))
     sample = np.linspace(0, n_heads - 1, n).astype(np.intp)
-    queries = unit_centroids(np.ascontiguousarray(centroids[sample]))
+    unit = unit_centroids(centroids)
     r = math.sqrt(d / 12) / max(rounding.query_scale, 1.0)
     beta = r * rounding.centroid_norm + (1 + r) * rounding.centroid_rounding
-    norms = np.sqrt(np.einsum("kd,kd->k", centroids, centroids))
     kept = np.empty(n)
-    for row, (i, query) in enumerate(zip(sample, queries, strict=True)):
-        cosines = centroids @ query / norms
+    for row, i in enumerate(sample):
+        cosines = unit @ unit[i]
         cosines[i] = -np.inf
         kept[row] = _kept(cosines, beta, temperature, may_drop)
     limit = min(max(64, n_heads // 4), 4096)

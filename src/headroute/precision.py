@@ -86,6 +86,14 @@ class HeadRounding(NamedTuple):
     query_scale: float
 
 
+def underflow(answers: Float32) -> float:
+    """What float32's smallest numbers add to every bound: a product of each head, in each column,
+    may be off by 2⁻¹⁴⁹. Next to nothing, unless all answers are as small."""
+    largest = float(np.abs(answers).max(initial=0))
+    n_heads, columns = answers.shape
+    return 2 * n_heads * math.sqrt(columns) * 2.0**-149 / largest if largest else 0.0
+
+
 def float32_bound(n_heads: int, d: int, temperature: float, *, chains: bool) -> float:
     """Bound of float32 arithmetic; `chains` when sums are cut as the compiled kernels cut them."""
     dot = _DOT_CHAIN + math.ceil(d / _DOT_CHAIN) if chains else d
@@ -134,21 +142,23 @@ class Screening(NamedTuple):
 class Int16Errors:
     """What int16 arithmetic may do to queries of `d` columns, projected through packed heads."""
 
-    def __init__(self, heads: HeadRounding, n_heads: int, d: int) -> None:
+    def __init__(self, heads: HeadRounding, n_heads: int, d: int, underflow: float) -> None:
         self._heads = heads
         self._n_heads = n_heads
         self._d = d
+        self._underflow = underflow
 
     def bounds(self, rounding: Float32, temperature: float) -> npt.NDArray[np.float64]:
         """Bounds (n,) of queries from what the kernel measured of them, (n, 2)."""
-        return int16_bound(
-            self._heads, self._n_heads, self._d, temperature, rounding[:, 0], rounding[:, 1]
-        )
+        bounds: npt.NDArray[np.float64] = self._bound(temperature, rounding[:, 0], rounding[:, 1])
+        return bounds
 
     def worst(self, temperature: float) -> float:
         """The bound of any finite query: all of its length in one column, every rounding a half."""
         r_q = 0.5 * math.sqrt(self._d) / (0.99999 * (_LARGEST_INT16 - 1))
-        return float(self._bound(temperature, r_q, 0.5 * self._chain / _WEIGHT_TOTAL))
+        r_w = 0.5 * self._chain / _WEIGHT_TOTAL
+        # Measured, it may come out a few ulp larger.
+        return 1.00001 * float(self._bound(temperature, r_q, r_w))
 
     def ordinary(self, temperature: float) -> float:
         """A bound that ordinary queries stay below: like the centroids, roundings all over [0, ½].
@@ -175,14 +185,16 @@ class Int16Errors:
     def _chain(self) -> int:
         return min(self._n_heads, _INT_CHAIN)
 
-    def _bound(self, temperature: float, r_q: float, r_w: float) -> Any:
-        return int16_bound(self._heads, self._n_heads, self._d, temperature, r_q, r_w)
+    def _bound(self, temperature: float, r_q: npt.ArrayLike, r_w: npt.ArrayLike) -> Any:
+        bound = int16_bound(self._heads, self._n_heads, self._d, temperature, r_q, r_w)
+        return bound + self._underflow
 
 
 class ScreenedErrors:
     """What leaving out light heads may do to queries of `d` columns."""
 
-    def __init__(self, heads: HeadRounding, d: int) -> None:
+    def __init__(self, heads: HeadRounding, d: int, underflow: float) -> None:
+        self._underflow = underflow
         self._radius = min(heads.answer_radius, 1.0)
         self._d = d
         self.heads = heads
@@ -213,7 +225,8 @@ class ScreenedErrors:
 
     def _floats(self, temperature: float, kept: float | npt.NDArray[np.float64]) -> Any:
         """Of exact cosines in float32, and of sums over the kept heads."""
-        return _logit_part(self._cosine / temperature, self._radius) + (1.5 * kept + 64) * U
+        logits = _logit_part(self._cosine / temperature, self._radius)
+        return logits + (1.5 * kept + 64) * U + self._underflow
 
 
 def choose(

@@ -29,6 +29,7 @@ from headroute.precision import (
     Screening,
     choose,
     float32_bound,
+    underflow,
 )
 
 # float32 bytes of weights that top_heads holds at once; selecting the best needs about three times
@@ -99,6 +100,7 @@ class Router:
         "_screened",
         "_temperature",
         "_tolerance",
+        "_underflow",
     )
 
     def __init__(
@@ -123,6 +125,7 @@ class Router:
         self._requested = backend
         self._backend = chosen.NAME
         self._chains = chosen.CHAINS
+        self._underflow = underflow(self._answers)
         self._heads = chosen.Heads(self._centroids, self._answers)
         self._tolerance = _validate.tolerance(tolerance)
         self._forced = _validate.precision(precision, PRECISIONS)
@@ -223,15 +226,17 @@ class Router:
         return plan
 
     def _float32_bound(self, temperature: float) -> float:
-        return float32_bound(self.n_heads, self.query_dim, temperature, chains=self._chains)
+        bound = float32_bound(self.n_heads, self.query_dim, temperature, chains=self._chains)
+        return bound + self._underflow
 
     def _int16_errors(self) -> Int16Errors:
         assert self._int16 is not None
-        return Int16Errors(self._int16.get().rounding, self.n_heads, self.query_dim)
+        rounding = self._int16.get().rounding
+        return Int16Errors(rounding, self.n_heads, self.query_dim, self._underflow)
 
     def _screened_errors(self) -> ScreenedErrors:
         assert self._screened is not None
-        return ScreenedErrors(self._screened.get().rounding, self.query_dim)
+        return ScreenedErrors(self._screened.get().rounding, self.query_dim, self._underflow)
 
     def _screening(self, temperature: float) -> Screening | None:
         if self.query_dim > _MOST_SCREENED_COLUMNS:
