@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from headroute._validate import Float32
 
-# Rows that are projected and accounted for at once, 8 bytes each, and of those, rows that are done
-# again at once: their queries and results are copied, 3 MiB for 384 columns.
-_ROWS = 1 << 17
-_AGAIN_ROWS = 1 << 10
+# Rows that are projected and accounted for at once, 8 bytes each; and the bytes of queries and
+# results that are copied when some of them are done again.
+_ROWS = 1 << 16
+_AGAIN_BYTES = 1 << 20
 
 Kernel = Callable[[Float32, float, Float32, int], int]
 # The same with rounding, float32 (n, 2): what `Bounds` needs to know of every row.
@@ -79,12 +79,27 @@ class CertifiedProjection:
                 return start + bad
             bounds = self._bounds(measured)
             again = np.flatnonzero(bounds > self._tolerance)
-            for part in np.split(again, range(_AGAIN_ROWS, len(again), _AGAIN_ROWS)):
-                if len(part):
-                    exact = np.empty((len(part), out.shape[1]), np.float32)
-                    self._float32(rows[part], temperature, exact, threads)
-                    to[part] = exact
+            self._do_again(again, rows, temperature, to, threads)
             if self._keep_bounds:
                 bounds[again] = self._float32_bound
                 self.bounds.append(bounds)
         return -1
+
+    def _do_again(
+        self,
+        again: npt.NDArray[np.intp],
+        rows: Float32,
+        temperature: float,
+        out: Float32,
+        threads: int,
+    ) -> None:
+        columns = rows.shape[1] + out.shape[1]
+        step = min(len(again), max(1, _AGAIN_BYTES // (4 * columns)))
+        queries = np.empty((step, rows.shape[1]), np.float32)
+        exact = np.empty((step, out.shape[1]), np.float32)
+        for start in range(0, len(again), max(step, 1)):
+            part = again[start : start + step]
+            n = len(part)
+            np.take(rows, part, axis=0, out=queries[:n], mode="clip")  # "raise" would copy first
+            self._float32(queries[:n], temperature, exact[:n], threads)
+            out[part] = exact[:n]
