@@ -18,6 +18,8 @@ constexpr double kLog2E = 1.4426950408889634;
 // of using it; few enough that their queries and sums stay in L3, and within the memory a thread may use.
 constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6; rounded down for SSE2's 5
 constexpr std::size_t kPassBytes = std::size_t{5} << 20;
+// int8 blocks are small beside what is done with them: they need fewer rows to pay for fetching them.
+constexpr std::size_t kScreenedPassRows = 168;
 
 // Output larger than this leaves the caches before anybody reads it: do not fetch its lines in order to overwrite them.
 constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
@@ -63,8 +65,10 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
     const std::size_t n_threads = std::min(wanted, n_units);
 
     const std::size_t slot_bytes = slot_floats(heads, height) * sizeof(float);
+    const std::size_t fitting_rows = multiple_of(height, kPassBytes / slot_bytes * height);
+    const std::size_t most_rows = heads.precision == Precision::screened ? kScreenedPassRows : kMaxPassRows;
     const std::size_t pass_rows =
-        heads.n_blocks == 1 ? unit_rows : std::min(unit_rows, multiple_of(height, kPassBytes / slot_bytes * height));
+        heads.n_blocks == 1 ? unit_rows : std::min({unit_rows, fitting_rows, multiple_of(height, most_rows)});
     const std::size_t scratch_size = scratch_floats(heads, pass_rows, height);
     std::vector<AlignedFloats> scratch;
     for (std::size_t t = 0; t < n_threads; ++t) scratch.push_back(allocate_floats(scratch_size));
