@@ -16,16 +16,22 @@ using headroute::Batch;
 using headroute::Engine;
 using headroute::Outcome;
 using headroute::Precision;
+using headroute::Task;
 
 namespace {
 
-// A float32 array, never converted and never copied; anything else is a TypeError. py::array_t<float> would do the
-// same, and take 0.2 µs of a single query's 2 µs to do it.
+// A float32 array, or a float16 one where that is allowed; never converted and never copied, anything else is a
+// TypeError. py::array_t<float> would do the same, and take 0.2 µs of a single query's 2 µs to do it.
+enum class Halves { refused, allowed };
+
 class FloatArray {
    public:
-    explicit FloatArray(const py::array& array) : array_(array) {
+    explicit FloatArray(const py::array& array, Halves halves = Halves::refused) : array_(array) {
+        constexpr int kHalf = 23;  // NPY_HALF
         const py::dtype dtype = array.dtype();
-        if (dtype.num() != py::dtype::num_of<float>() || dtype.byteorder() != '=')
+        half_ = dtype.num() == kHalf;
+        if ((dtype.num() != py::dtype::num_of<float>() && !(half_ && halves == Halves::allowed)) ||
+            dtype.byteorder() != '=')
             throw py::type_error("arrays must be float32 in native byte order");
         if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0)
             throw std::invalid_argument("arrays must be aligned");
@@ -35,11 +41,17 @@ class FloatArray {
     py::ssize_t stride(int axis) const { return array_.strides(axis); }  // bytes
     bool c_contiguous() const { return (array_.flags() & py::array::c_style) != 0; }
     bool writeable() const { return array_.writeable(); }
+    bool half() const { return half_; }
     const float* data() const { return static_cast<const float*>(array_.data()); }
     float* mutable_data() const { return static_cast<float*>(const_cast<void*>(array_.data())); }
+    headroute::Matrix<const char> matrix() const { return {static_cast<const char*>(array_.data()), half_}; }
+    headroute::Matrix<char> mutable_matrix() const {
+        return {static_cast<char*>(const_cast<void*>(array_.data())), half_};
+    }
 
    private:
     const py::array& array_;
+    bool half_;
 };
 
 void require(bool condition, const char* message) {
@@ -82,16 +94,35 @@ bool signal_raised() {
 // interpreter Python ends a daemon thread that asks, and nothing may unwind through a noexcept function.
 bool never() { return false; }
 
-using Method = Outcome (Engine::*)(const Batch&, const std::function<bool()>&) const;
+// What a call is to do beside its task; null arrays are not wanted.
+struct Extras {
+    py::object rounding = py::none();  // float32 (n, 2)
+    double may_drop = 0.0;
+    py::object stats = py::none();      // float32 (n, 3)
+    py::object top_heads = py::none();  // int64 (n, k)
+};
+
+// The data of an (n, columns) float32 array to write to; null for None.
+float* table(const py::object& object, py::ssize_t n, py::ssize_t columns) {
+    if (object.is_none()) return nullptr;
+    const auto array = py::cast<py::array>(object);
+    const FloatArray checked(array);
+    require(checked.ndim() == 2 && checked.shape(0) == n && checked.shape(1) == columns && checked.c_contiguous() &&
+                checked.writeable(),
+            "rounding must be a writable C-contiguous (n, 2) array, and stats (n, 3)");
+    return checked.mutable_data();
+}
 
 // queries (n, d), or one query (d,); out (n, columns) or (columns,). Returns the first row with a NaN or infinity, or
 // -1.
-std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, const py::array& query_array,
-                   double temperature, const py::array& out_array, std::size_t num_threads,
-                   const py::object& rounding_array = py::none(), double may_drop = 0.0) {
-    const FloatArray queries(query_array), out(out_array);
+std::ptrdiff_t run(const Engine& engine, Task task, std::size_t columns, const py::array& query_array,
+                   double temperature, const py::array& out_array, std::size_t num_threads, const Extras& extras = {}) {
+    const FloatArray queries(query_array, Halves::allowed);
+    const FloatArray out(out_array, task == Task::project ? Halves::allowed : Halves::refused);
+    const Precision precision = engine.heads().precision;
+    require(task == Task::project || precision == Precision::float32, "weights come from float32 heads");
     const auto d = static_cast<py::ssize_t>(engine.heads().query_dim);
-    const auto item = static_cast<py::ssize_t>(sizeof(float));
+    const auto item = static_cast<py::ssize_t>(queries.half() ? 2 : 4);
     const int axis = static_cast<int>(queries.ndim()) - 1;  // of the columns
     require((axis == 0 || axis == 1) && queries.shape(axis) == d, "queries must be (n, query_dim) or (query_dim,)");
     const py::ssize_t n = axis == 1 ? queries.shape(0) : 1;
@@ -101,27 +132,30 @@ std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, con
                 (axis == 0 || out.shape(0) == n) && out.c_contiguous() && out.writeable(),
             "out must be a writable C-contiguous (n, columns) or (columns,) array");
     require(temperature > 0, "temperature must be positive");
-    float* rounding = nullptr;
-    if (!rounding_array.is_none()) {
-        const auto array = py::cast<py::array>(rounding_array);
-        const FloatArray checked(array);
-        require(checked.ndim() == 2 && checked.shape(0) == n && checked.shape(1) == 2 && checked.c_contiguous() &&
-                    checked.writeable() && engine.heads().precision != Precision::float32,
-                "rounding must be a writable C-contiguous (n, 2) array, and the precision not float32");
-        rounding = checked.mutable_data();
-    }
-    require(engine.heads().precision != Precision::screened || (rounding != nullptr && may_drop > 0),
+    Batch batch{queries.matrix(),     row_bytes / item, static_cast<std::size_t>(n),
+                out.mutable_matrix(), temperature,      num_threads};
+    batch.rounding = table(extras.rounding, n, 2);
+    batch.stats = table(extras.stats, n, 3);
+    batch.may_drop = extras.may_drop;
+    require(batch.rounding == nullptr || precision != Precision::float32, "float32 heads have no rounding");
+    require(batch.stats == nullptr || precision == Precision::float32, "stats come from float32 heads");
+    require(precision != Precision::screened || (batch.rounding != nullptr && batch.may_drop > 0),
             "screened heads need rounding, and may_drop above 0");
-    const Batch batch{queries.data(),     row_bytes / item, static_cast<std::size_t>(n),
-                      out.mutable_data(), temperature,      num_threads,
-                      rounding,           may_drop};
+    if (task == Task::top_heads) {
+        auto heads = py::cast<py::array_t<std::int64_t, py::array::c_style>>(extras.top_heads);
+        require(heads.ptr() == extras.top_heads.ptr() && heads.ndim() == queries.ndim() && heads.writeable() &&
+                    heads.shape(axis) == out.shape(axis) && (axis == 0 || heads.shape(0) == n) &&
+                    columns <= engine.heads().n_heads,
+                "heads must be a writable C-contiguous int64 array of out's shape, of at most K columns");
+        batch.top = {heads.mutable_data(), columns};
+    }
     const bool on_main_thread = PyThread_get_thread_ident() == main_thread;
     Outcome outcome;
     // Not gil_scoped_release: its destructor is noexcept, and taking the GIL back may end a daemon thread (see
     // never()).
     PyThreadState* const state = PyEval_SaveThread();  // the caller holds both arrays
     try {
-        outcome = (engine.*method)(batch, on_main_thread ? signal_raised : never);
+        outcome = engine.run(task, batch, on_main_thread ? signal_raised : never);
     } catch (const std::exception&) {
         PyEval_RestoreThread(state);
         throw;
@@ -135,7 +169,7 @@ std::ptrdiff_t run(const Engine& engine, Method method, std::size_t columns, con
 // written. Returns the result (columns,), or None when anything is out of the ordinary: the caller then goes the long
 // way, which says what. A single query is a few hundred nanoseconds of arithmetic, and the checks in Python take 1.5
 // µs.
-py::object run_one(const Engine& engine, Method method, std::size_t columns, py::handle query, double temperature,
+py::object run_one(const Engine& engine, Task task, std::size_t columns, py::handle query, double temperature,
                    py::handle out) {
     const auto plain = [](py::handle object, std::size_t length) {
         if (!py::isinstance<py::array>(object)) return false;
@@ -158,7 +192,7 @@ py::object run_one(const Engine& engine, Method method, std::size_t columns, py:
         if (!to.writeable() || (begin < query_begin + from.nbytes() && query_begin < begin + to.nbytes()))
             return py::none();
     }
-    return run(engine, method, columns, from, temperature, to, 1) < 0 ? py::object(to) : py::none();
+    return run(engine, task, columns, from, temperature, to, 1) < 0 ? py::object(to) : py::none();
 }
 
 }  // namespace
@@ -174,30 +208,40 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         .def(
             "project",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,
-               std::size_t threads, const py::object& rounding, double may_drop) {
-                return run(self, &Engine::project, self.heads().answer_dim, queries, temperature, out, threads,
-                           rounding, may_drop);
+               std::size_t threads, const py::object& rounding, double may_drop, const py::object& stats) {
+                return run(self, Task::project, self.heads().answer_dim, queries, temperature, out, threads,
+                           Extras{rounding, may_drop, stats});
             },
             py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"),
-            py::arg("rounding") = py::none(), py::arg("may_drop") = 0.0)
+            py::arg("rounding") = py::none(), py::arg("may_drop") = 0.0, py::arg("stats") = py::none())
         .def(
             "route",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,
                std::size_t threads) {
-                require(self.heads().precision == Precision::float32, "weights come from float32 heads");
-                return run(self, &Engine::route, self.heads().n_heads, queries, temperature, out, threads);
+                return run(self, Task::route, self.heads().n_heads, queries, temperature, out, threads);
             },
             py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"))
         .def(
+            "top_heads",
+            [](const Engine& self, const py::array& queries, double temperature, const py::object& heads,
+               const py::array& weights, std::size_t threads) {
+                require(weights.ndim() > 0, "weights must be (n, k) or (k,)");
+                const auto k = static_cast<std::size_t>(weights.shape(weights.ndim() - 1));
+                Extras extras;
+                extras.top_heads = heads;
+                return run(self, Task::top_heads, k, queries, temperature, weights, threads, extras);
+            },
+            py::arg("queries"), py::arg("temperature"), py::arg("heads"), py::arg("weights"), py::arg("num_threads"))
+        .def(
             "project_one",
             [](const Engine& self, py::handle query, double temperature, py::handle out) {
-                return run_one(self, &Engine::project, self.heads().answer_dim, query, temperature, out);
+                return run_one(self, Task::project, self.heads().answer_dim, query, temperature, out);
             },
             py::arg("query"), py::arg("temperature"), py::arg("out"))
         .def(
             "route_one",
             [](const Engine& self, py::handle query, double temperature, py::handle out) {
-                return run_one(self, &Engine::route, self.heads().n_heads, query, temperature, out);
+                return run_one(self, Task::route, self.heads().n_heads, query, temperature, out);
             },
             py::arg("query"), py::arg("temperature"), py::arg("out"))
         .def_property_readonly("isa", [](const Engine& self) { return self.kernel().name; })

@@ -25,14 +25,15 @@ CpuFeatures detect_cpu_features() {
     CpuFeatures features{};
     unsigned eax, ebx, ecx, edx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return features;
-    const bool osxsave = bit(ecx, 27), avx = bit(ecx, 28), fma = bit(ecx, 12);
+    const bool osxsave = bit(ecx, 27), avx = bit(ecx, 28);
+    const bool fma_f16c = bit(ecx, 12) && bit(ecx, 29);
     if (!osxsave || !avx) return features;
     const unsigned saved = saved_registers();
     const bool ymm_saved = (saved & 0x06) == 0x06, zmm_saved = (saved & 0xE6) == 0xE6;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
-    features.avx2_fma = bit(ebx, 5) && fma && ymm_saved;
+    features.avx2 = bit(ebx, 5) && fma_f16c && ymm_saved;
     const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
-    features.avx512 = features.avx2_fma && f && dq && bw && vl && zmm_saved;
+    features.avx512 = features.avx2 && f && dq && bw && vl && zmm_saved;
     features.avx512vnni = features.avx512 && bit(ecx, 11);
     return features;
 }

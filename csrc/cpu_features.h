@@ -4,8 +4,8 @@
 namespace headroute {
 
 struct CpuFeatures {
-    bool avx2_fma;  // AVX2 and FMA, and the OS saves ymm registers
-    bool avx512;    // AVX-512 F, BW, DQ, VL, and the OS saves zmm and mask registers
+    bool avx2;    // AVX2 and FMA, and the OS saves ymm registers
+    bool avx512;  // AVX-512 F, BW, DQ, VL, and the OS saves zmm and mask registers
     bool avx512vnni;
 };
 

@@ -35,7 +35,7 @@ std::vector<Entry> kernel_table() {
         {&kernel_avx512, cpu.avx512},
 #endif
 #if defined(HEADROUTE_HAVE_AVX2)
-        {&kernel_avx2, cpu.avx2_fma},
+        {&kernel_avx2, cpu.avx2},
 #endif
         {&kernel_baseline, true},
     };

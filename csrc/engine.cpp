@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "parallel.h"
@@ -27,7 +28,105 @@ constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
 // Below this many multiply-adds (about 100 µs) a second thread costs more than it brings.
 constexpr double kSerialMultiplyAdds = 5e6;
 
+// Bytes that a call may use for one thread; shared tiles are used where they fit.
+constexpr std::size_t kThreadBytes = std::size_t{7} << 20;
+
 std::size_t multiple_of(std::size_t step, std::size_t n) { return std::max(n / step * step, step); }
+
+// How a call ends early: somebody met a bad row, or the caller was interrupted.
+class Ending {
+   public:
+    explicit Ending(const std::function<bool()>& interrupted)
+        : interrupted_(interrupted), last_poll_(std::chrono::steady_clock::now()) {}
+
+    // Asks the caller, at most every 50 ms; the calling thread only.
+    bool poll() {
+        const auto now = std::chrono::steady_clock::now();
+        if (!stop_ && now - last_poll_ >= std::chrono::milliseconds(50)) {
+            last_poll_ = now;
+            if (interrupted_()) stop_ = true;
+        }
+        return stop_;
+    }
+    bool stopped() const { return stop_.load(std::memory_order_relaxed); }
+    // What a kernel polls: the calling thread asks, the others only look at the answer.
+    Interrupt interrupt(std::size_t thread) {
+        if (thread == 0) return {[](void* self) { return static_cast<Ending*>(self)->poll(); }, this};
+        return {[](void* self) { return static_cast<Ending*>(self)->stopped(); }, this};
+    }
+
+    void meet_bad_row(std::size_t row) {
+        std::size_t known = bad_row_;
+        while (row < known && !bad_row_.compare_exchange_weak(known, row)) {
+        }
+    }
+    std::size_t bad_row() const { return bad_row_; }
+    Outcome outcome() const { return {bad_row_, stop_}; }
+
+   private:
+    const std::function<bool()>& interrupted_;
+    std::chrono::steady_clock::time_point last_poll_;
+    std::atomic<bool> stop_{false};
+    std::atomic<std::size_t> bad_row_{kNoBadRow};
+};
+
+Rows rows_of(const Batch& batch, std::size_t columns, std::size_t first, std::size_t n, float* scratch) {
+    Rows rows{};
+    rows.queries = batch.queries.from(static_cast<std::ptrdiff_t>(first) * batch.query_stride);
+    rows.query_stride = batch.query_stride;
+    rows.n = rows.pass_rows = n;
+    rows.out = batch.out.from(static_cast<std::ptrdiff_t>(first * columns));
+    rows.log2e_over_temperature = kLog2E / batch.temperature;
+    rows.stats = batch.stats == nullptr ? nullptr : batch.stats + 3 * first;
+    rows.top = {batch.top.heads == nullptr ? nullptr : batch.top.heads + first * batch.top.k, batch.top.k};
+    rows.rounding = batch.rounding == nullptr ? nullptr : batch.rounding + 2 * first;
+    rows.may_drop = batch.may_drop;
+    rows.scratch = scratch;
+    return rows;
+}
+
+// Fewer tiles than threads: all threads work on each tile, first on blocks of heads, then on panels of the result.
+// Units are taken in order, so whoever waits for a tile's blocks waits for work that has begun.
+void run_shared(const PackedHeads& heads, const Kernel& kernel, const Batch& batch, std::size_t n_threads,
+                Ending& ending) {
+    const std::size_t height = kernel.max_rows, n_tiles = divide_up(batch.n, height);
+    const SharedKernel& steps = heads.precision == Precision::int16 ? kernel.shared_int16 : kernel.shared_float32;
+    struct SharedTile {
+        AlignedFloats slot, dots;
+        Rows rows;
+        std::atomic<std::size_t> blocks_done{0};
+    };
+    std::vector<SharedTile> tiles(n_tiles);
+    for (std::size_t t = 0; t < n_tiles; ++t) {
+        const std::size_t first = t * height;
+        tiles[t].slot = allocate_floats(slot_floats(heads, height));
+        tiles[t].dots = allocate_floats(heads.n_blocks * weight_floats(heads, height));
+        tiles[t].rows = rows_of(batch, heads.answer_dim, first, std::min(height, batch.n - first), tiles[t].slot.get());
+        const std::size_t bad = steps.begin(heads, tiles[t].rows);
+        if (bad != kNoBadRow) return ending.meet_bad_row(first + bad);
+    }
+    std::vector<AlignedFloats> scratch;
+    for (std::size_t t = 0; t < n_threads; ++t)
+        scratch.push_back(allocate_floats(shared_scratch_floats(heads, height)));
+
+    const std::size_t panels = divide_up(heads.answer_dim, 2 * kernel.lanes), parts = std::min(n_threads, panels);
+    const std::size_t units = heads.n_blocks + parts;  // of a tile
+    const auto unit = [&](std::size_t index, std::size_t thread) {
+        SharedTile& tile = tiles[index / units];
+        const std::size_t step = index % units;
+        if (step < heads.n_blocks) {
+            if (!(thread == 0 ? ending.poll() : ending.stopped())) steps.dots(heads, tile.rows, tile.dots.get(), step);
+            ++tile.blocks_done;
+            return;
+        }
+        while (tile.blocks_done != heads.n_blocks) std::this_thread::yield();
+        if (ending.stopped()) return;
+        const std::size_t part = step - heads.n_blocks;
+        steps.finish(heads, tile.rows, tile.dots.get(), part * panels / parts, (part + 1) * panels / parts,
+                     scratch[thread].get(), ending.interrupt(thread));
+    };
+    parallel_for(n_tiles * units, n_threads, unit, [&] { ending.poll(); });
+}
 
 }  // namespace
 
@@ -37,32 +136,35 @@ std::size_t Engine::packed_bytes() const {
     return (heads_.data_elements + rows) * sizeof(float);
 }
 
-Outcome Engine::project(const Batch& batch, const std::function<bool()>& interrupted) const {
-    return run(batch, false, interrupted);
-}
-
-Outcome Engine::route(const Batch& batch, const std::function<bool()>& interrupted) const {
-    return run(batch, true, interrupted);
-}
-
-Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<bool()>& interrupted) const {
+Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& interrupted) const {
     if (batch.n == 0) return {kNoBadRow, false};
     const PackedHeads& heads = heads_.packed;
     const std::size_t height = kernel_.max_rows;
-    const std::size_t columns = weights_only ? heads.n_heads : heads.answer_dim;
+    const std::size_t columns = task == Task::project ? heads.answer_dim
+                                : task == Task::route ? heads.n_heads
+                                                      : batch.top.k;
+    Ending ending(interrupted);
 
     const double multiply_adds = static_cast<double>(batch.n) * static_cast<double>(heads.n_heads) *
-                                 static_cast<double>(heads.query_dim + (weights_only ? 0 : heads.answer_dim));
-    const std::size_t tiles = (batch.n + height - 1) / height;
-    const std::size_t wanted =
-        multiply_adds < kSerialMultiplyAdds ? 1 : std::clamp<std::size_t>(batch.n_threads, 1, tiles);
+                                 static_cast<double>(heads.query_dim + (task == Task::project ? heads.answer_dim : 0));
+    const std::size_t tiles = divide_up(batch.n, height);
+    const std::size_t wanted = multiply_adds < kSerialMultiplyAdds ? 1 : std::max<std::size_t>(batch.n_threads, 1);
+    const std::size_t sharing = std::min(wanted, tiles * heads.n_blocks);
+    const std::size_t shared_bytes =
+        sizeof(float) * tiles * (slot_floats(heads, height) + heads.n_blocks * weight_floats(heads, height));
+    if (task == Task::project && heads.precision != Precision::screened && tiles < sharing &&
+        shared_bytes <= sharing * kThreadBytes) {
+        run_shared(heads, kernel_, batch, sharing, ending);
+        return ending.outcome();
+    }
 
     // A unit is what a thread takes from the counter. Two for each thread let a slow one be helped; with four, heads
     // that do not fit into L3 are fetched twice as often (2 to 4 % at K = 16,384).
+    const std::size_t busy = std::min(wanted, tiles);
     const std::size_t unit_rows =
-        std::clamp(round_up(batch.n / (2 * wanted) + 1, height), height, multiple_of(height, kMaxPassRows));
-    const std::size_t n_units = (batch.n + unit_rows - 1) / unit_rows;
-    const std::size_t n_threads = std::min(wanted, n_units);
+        std::clamp(round_up(batch.n / (2 * busy) + 1, height), height, multiple_of(height, kMaxPassRows));
+    const std::size_t n_units = divide_up(batch.n, unit_rows);
+    const std::size_t n_threads = std::min(busy, n_units);
 
     const std::size_t slot_bytes = slot_floats(heads, height) * sizeof(float);
     const std::size_t fitting_rows = multiple_of(height, kPassBytes / slot_bytes * height);
@@ -73,51 +175,24 @@ Outcome Engine::run(const Batch& batch, bool weights_only, const std::function<b
     std::vector<AlignedFloats> scratch;
     for (std::size_t t = 0; t < n_threads; ++t) scratch.push_back(allocate_floats(scratch_size));
 
-    std::atomic<std::size_t> bad_row{kNoBadRow};
-    std::atomic<bool> stop{false};
-    auto last_poll = std::chrono::steady_clock::now();
-    const auto poll_caller = [&] {
-        const auto now = std::chrono::steady_clock::now();
-        if (stop || now - last_poll < std::chrono::milliseconds(50)) return;
-        last_poll = now;
-        if (interrupted()) stop = true;
-    };
-    // The calling thread asks; the others only look at the answer.
-    const std::function<bool()> caller_stops = [&] {
-        poll_caller();
-        return stop.load(std::memory_order_relaxed);
-    };
-    const Interrupt caller{[](void* f) { return (*static_cast<const std::function<bool()>*>(f))(); },
-                           const_cast<std::function<bool()>*>(&caller_stops)};
-    const Interrupt worker{[](void* flag) { return static_cast<std::atomic<bool>*>(flag)->load(); }, &stop};
-
-    const auto compute = weights_only                             ? kernel_.route
+    const auto compute = task == Task::route                      ? kernel_.route
+                         : task == Task::top_heads                ? kernel_.top_heads
                          : heads.precision == Precision::int16    ? kernel_.project_int16
                          : heads.precision == Precision::screened ? kernel_.project_screened
                                                                   : kernel_.project;
-    const bool stream =
-        !weights_only && heads.precision != Precision::screened && batch.n * columns * sizeof(float) > kStreamBytes;
+    const std::size_t out_bytes = batch.n * columns * (batch.out.half ? 2 : 4);
+    const bool stream = task == Task::project && heads.precision != Precision::screened && out_bytes > kStreamBytes;
     const auto unit = [&](std::size_t index, std::size_t thread) {
         const std::size_t first = index * unit_rows;
-        if (stop || first > bad_row) return;  // rows before the first bad one are still looked at
-        const Rows rows{batch.queries + static_cast<std::ptrdiff_t>(first) * batch.query_stride,
-                        batch.query_stride,
-                        std::min(unit_rows, batch.n - first),
-                        pass_rows,
-                        batch.out + first * columns,
-                        kLog2E / batch.temperature,
-                        stream,
-                        batch.rounding == nullptr ? nullptr : batch.rounding + 2 * first,
-                        batch.may_drop,
-                        scratch[thread].get()};
-        const std::size_t bad = compute(heads, rows, thread == 0 ? caller : worker);
-        if (bad == kNoBadRow) return;
-        std::size_t known = bad_row;
-        while (first + bad < known && !bad_row.compare_exchange_weak(known, first + bad)) {
-        }
+        if (ending.stopped() || first > ending.bad_row()) return;  // rows before the first bad one are still looked at
+        Rows rows = rows_of(batch, columns, first, std::min(unit_rows, batch.n - first), scratch[thread].get());
+        rows.pass_rows = pass_rows;
+        rows.stream = stream;
+        const std::size_t bad = compute(heads, rows, ending.interrupt(thread));
+        if (bad != kNoBadRow) ending.meet_bad_row(first + bad);
     };
-    parallel_for(n_units, n_threads, unit, poll_caller);
-    return {bad_row, stop};
+    parallel_for(n_units, n_threads, unit, [&] { ending.poll(); });
+    return ending.outcome();
 }
 
 }  // namespace headroute

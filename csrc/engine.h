@@ -10,15 +10,20 @@
 
 namespace headroute {
 
+enum class Task { project, route, top_heads };
+
 struct Batch {
-    const float* queries;         // [n, d]
-    std::ptrdiff_t query_stride;  // floats between two rows
+    Matrix<const char> queries;   // [n, d]
+    std::ptrdiff_t query_stride;  // elements between two rows
     std::size_t n;
-    float* out;  // [n, e] or [n, K], C-contiguous
+    Matrix<char> out;  // [n, e], [n, K] or [n, k], C-contiguous; float32 unless it is projected
     double temperature;
     std::size_t n_threads;
-    float* rounding;  // [n][2] or null, see Rows::rounding
-    double may_drop;  // see Rows
+    // See Rows; null, or 0, where they do not apply.
+    float* stats = nullptr;
+    Top top = {nullptr, 0};
+    float* rounding = nullptr;
+    double may_drop = 0.0;
 };
 
 struct Outcome {
@@ -31,10 +36,9 @@ class Engine {
    public:
     Engine(Heads heads, const Kernel& kernel) : kernel_(kernel), heads_(std::move(heads)) {}
 
-    // project in the precision of the heads, route of float32 heads only.
+    // project in the precision of the heads, the other tasks with float32 heads only.
     // interrupted() is called by the calling thread about every 50 ms of a long call; true ends it early.
-    Outcome project(const Batch& batch, const std::function<bool()>& interrupted) const;
-    Outcome route(const Batch& batch, const std::function<bool()>& interrupted) const;
+    Outcome run(Task task, const Batch& batch, const std::function<bool()>& interrupted) const;
 
     const Kernel& kernel() const { return kernel_; }
     const PackedHeads& heads() const { return heads_.packed; }
@@ -42,8 +46,6 @@ class Engine {
     std::size_t packed_bytes() const;
 
    private:
-    Outcome run(const Batch& batch, bool weights_only, const std::function<bool()>& interrupted) const;
-
     const Kernel& kernel_;
     Heads heads_;
 };

@@ -13,15 +13,17 @@ using namespace headroute;
 
 // A query whose norm is not comfortably inside float32: everything in double. Writes its strips, returns the scale of
 // its dots; NaN if there is a NaN or infinity. Rare, so plain and slow.
-template <typename Arithmetic>
-__attribute__((noinline)) double round_awkward(const float* from, std::size_t d, const PackedHeads& heads,
+template <typename Arithmetic, typename Query>
+__attribute__((noinline)) double round_awkward(const Query* from, std::size_t d, const PackedHeads& heads,
                                                typename Arithmetic::Value* to, std::size_t strip_stride,
                                                double& rounding) {
     constexpr std::size_t kWidth = kStrip * Arithmetic::kValues;
+    const auto element = [&](std::size_t i) { return load_query_partial(from + i, 1)[0]; };
     double norm2 = 0.0, limit2 = 0.0, chain2 = 0.0, largest = 0.0;
     for (std::size_t i = 0; i < d; ++i) {
-        if (!is_finite(from[i])) return __builtin_nan("");
-        const double x = from[i] < 0 ? -static_cast<double>(from[i]) : from[i];
+        const float value = element(i);
+        if (!is_finite(value)) return __builtin_nan("");
+        const double x = value < 0 ? -static_cast<double>(value) : value;
         chain2 += x * x;
         norm2 += x * x;
         largest = x > largest ? x : largest;
@@ -36,7 +38,7 @@ __attribute__((noinline)) double round_awkward(const float* from, std::size_t d,
     const double scale = 0.999999 * (by_norm < by_largest ? by_norm : by_largest);
     double error2 = 0.0;
     for (std::size_t i = 0; i < round_up(d, kWidth); ++i) {
-        const double x = i < d ? from[i] * scale : 0.0, rounded = __builtin_floor(x + 0.5);
+        const double x = i < d ? element(i) * scale : 0.0, rounded = __builtin_floor(x + 0.5);
         error2 += (x - rounded) * (x - rounded);
         to[i / kWidth * strip_stride + i % kWidth] =
             static_cast<typename Arithmetic::Value>(rounded + Arithmetic::kOrigin);
@@ -50,10 +52,9 @@ __attribute__((noinline)) double round_awkward(const float* from, std::size_t d,
 // Rounds a tile's queries into its strips, [elements / 16][height][16]. First every row is measured, a row at a
 // time; then the scales of all rows are found, so that one row's square roots need not wait for another's; then come 16
 // elements of one row at a time.
-template <typename Arithmetic>
+template <typename Arithmetic, typename Query>
 class FixedPacker {
    public:
-    using Element = typename Arithmetic::Element;
     using Value = typename Arithmetic::Value;
 
     HR_MEMBER FixedPacker(const Rows& rows, const PackedHeads& heads, const Tile& tile)
@@ -61,40 +62,35 @@ class FixedPacker {
           heads_(heads),
           n_rows_(tile.rows),
           d_(heads.query_dim),
-          stride_(rows.query_stride),
+          queries_(rows, tile),
+          to_(reinterpret_cast<Value*>(tile.strips)),
           row_scale_(rows.log2e_over_temperature / heads.centroid_scale),
-          want_rounding_(rows.rounding != nullptr),
-          first_row_(rows.queries + static_cast<std::ptrdiff_t>(tile.first) * stride_),
-          // The rows of the tile after this one are asked for now: a tile's time before they are read.
-          ahead_(tile.first + 2 * tile.rows <= rows.n ? static_cast<std::ptrdiff_t>(tile.rows) * stride_ : 0) {
+          want_rounding_(rows.rounding != nullptr) {
         for (std::size_t i = 0; i < tile.height * kStrip; i += kLanes) store(tile.squares + i, zero());
-        begin_strip();
     }
 
     HR_MEMBER void line() {
         if (measured_ < n_rows_) {
-            measure();
+            measure(queries_.row(measured_));
             if (++measured_ == n_rows_) choose_scales();
-        } else if (column_ + kWidth <= d_ && n_rows_ > 0) {
-            round(from_);
-            for (std::size_t i = 0; i < kWidth; i += kStrip) __builtin_prefetch(from_ + ahead_ + i);
-            next_row();
+        } else if (queries_.column() + kWidth <= d_ && n_rows_ > 0) {
+            round(queries_.here());
+            for (std::size_t i = 0; i < kWidth; i += kStrip) queries_.prefetch(i);
+            next();
         }
     }
 
     HR_MEMBER void rest() {
         if (n_rows_ == 0) return;
-        while (measured_ < n_rows_ || column_ + kWidth <= d_) line();
-        if (column_ < d_)
-            for (std::size_t m = 0; m < n_rows_; ++m) {
-                float padded[kWidth] = {};
-                __builtin_memcpy(padded, from_, (d_ - column_) * sizeof(float));
-                round(padded);
-                next_row();
-            }
+        while (measured_ < n_rows_ || queries_.column() + kWidth <= d_) line();
+        while (queries_.column() < d_) {
+            const std::size_t n = d_ - queries_.column();
+            round_partial(queries_.here(), n);
+            next();
+        }
         for (std::size_t m = 0; m < n_rows_; ++m) {
             if (inverse_length_[m] == 0.0f)
-                pack_awkward(m);
+                pack_awkward(queries_.row(m), m);
             else if (want_rounding_)
                 tile_.query_rounding[m] =
                     __builtin_sqrtf(sum_of_strip(tile_.squares + m * kStrip)) * inverse_length_[m];
@@ -108,22 +104,13 @@ class FixedPacker {
    private:
     static constexpr std::size_t kWidth = kStrip * Arithmetic::kValues;
 
-    HR_MEMBER void begin_strip() {
-        row_ = 0;
-        from_ = first_row_ + column_;
-        to_ = reinterpret_cast<Value*>(tile_.strips) + column_ * tile_.height;
-    }
-    HR_MEMBER void next_row() {
-        from_ += stride_;
+    HR_MEMBER void next() {
         to_ += kWidth;
-        if (++row_ < n_rows_) return;
-        column_ += kWidth;
-        begin_strip();
+        if (queries_.advance(kWidth)) to_ += (tile_.height - n_rows_) * kWidth;
     }
 
     // ‖q‖², the largest |q|, and what 1 / S² must not be below.
-    HR_MEMBER void measure() {
-        const float* from = first_row_ + static_cast<std::ptrdiff_t>(measured_) * stride_;
+    HR_MEMBER void measure(const Query* from) {
         vfloat largest = zero();
         float norm2 = 0.0f, limit2 = 0.0f;
         for (std::size_t start = 0; start < d_; start += kIntChain) {
@@ -134,8 +121,8 @@ class FixedPacker {
                 largest = max(abs(x), largest);
             };
             std::size_t i = start;
-            for (; i + kLanes <= end; i += kLanes) add(load(from + i));
-            if (i < end) add(load_partial(from + i, end - i, 0.0f));
+            for (; i + kLanes <= end; i += kLanes) add(load_query(from + i));
+            if (i < end) add(load_query_partial(from + i, end - i));
             const float chain2 = reduce_add(squares);
             norm2 += chain2;
             if constexpr (Arithmetic::kLimited) {
@@ -160,51 +147,59 @@ class FixedPacker {
     }
 
     // A row that choose_scales() gave up: a zero query, one with a NaN, or one whose norm float32 cannot hold.
-    HR_MEMBER void pack_awkward(std::size_t m) {
+    HR_MEMBER void pack_awkward(const Query* from, std::size_t m) {
         double rounding = 0.0;
         const double inverse_length = round_awkward<Arithmetic>(
-            first_row_ + static_cast<std::ptrdiff_t>(m) * stride_, d_, heads_,
-            reinterpret_cast<Value*>(tile_.strips) + m * kWidth, tile_.height * kWidth, rounding);
+            from, d_, heads_, reinterpret_cast<Value*>(tile_.strips) + m * kWidth, tile_.height * kWidth, rounding);
         tile_.scale[m] = within_float(row_scale_ * inverse_length);
         tile_.query_rounding[m] = static_cast<float>(rounding);
     }
 
     HR_MEMBER static float within_float(double scale) { return static_cast<float>(scale > 0x1p127 ? 0x1p127 : scale); }
 
-    HR_MEMBER void round(const float* from) {
-        const vfloat bias = splat(kRoundBias + Arithmetic::kOrigin), scale = splat(scale_[row_]);
+    HR_MEMBER void round(const Query* from) {
+        const std::size_t m = queries_.row();
+        const vfloat bias = splat(kRoundBias + Arithmetic::kOrigin), scale = splat(scale_[m]);
         for (std::size_t j = 0; j < kWidth; j += kLanes) {
-            const vfloat x = load(from + j);
+            const vfloat x = load_query(from + j);
             const vfloat biased = fma(x, scale, bias);
             Arithmetic::store(to_ + j, (vint)biased);
             if (!want_rounding_) continue;
-            float* squares = tile_.squares + row_ * kStrip + j % kStrip;
+            float* squares = tile_.squares + m * kStrip + j % kStrip;
             const vfloat error = fma(x, scale, bias - biased);
             store(squares, fma(error, error, load(squares)));
         }
+    }
+    HR_MEMBER void round_partial(const Query* from, std::size_t n) {
+        Query padded[kWidth] = {};
+        __builtin_memcpy(padded, from, n * sizeof(Query));
+        round(padded);
     }
 
     const Tile& tile_;
     const PackedHeads& heads_;
     const std::size_t n_rows_, d_;
-    const std::ptrdiff_t stride_;
+    QueryCursor<Query> queries_;
+    Value* to_;
     const double row_scale_;
     const bool want_rounding_;
-    const float* const first_row_;
-    const std::ptrdiff_t ahead_;
     std::size_t measured_ = 0;  // rows
     float norm2_[kRows], limit2_[kRows], largest_[kRows];
     float scale_[kRows], inverse_length_[kRows];  // S, 1 / (S ‖q‖)
-    const float* from_ = nullptr;
-    Value* to_ = nullptr;
-    std::size_t row_ = 0, column_ = 0;
 };
+
+template <typename Arithmetic>
+HR_INLINE void pack_fixed(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
+    with_type(rows.queries, [&](auto query) __attribute__((always_inline)) {
+        FixedPacker<Arithmetic, decltype(query)>(rows, heads, tile).rest();
+    });
+}
 
 // Finishes the numbers of a packed tile. Returns its first row with a NaN or infinity, or kNoBadRow.
 HR_INLINE std::size_t check_fixed(const Tile& tile) {
     for (std::size_t m = 0; m < tile.height; ++m) {
         tile.maximum[m] = -__builtin_inff();
-        tile.weight_sum[m] = 0.0f;
+        tile.weight_sum[m] = tile.weight_log[m] = 0.0f;
         tile.weight_rounding[m] = 0.0f;
         if (m >= tile.rows)
             tile.scale[m] = 0.0f;

@@ -29,6 +29,11 @@ constexpr float kWeightTotal = 32760.0f;
 
 constexpr std::size_t kPairStrip = 2 * kStrip;  // int16 in a row of a strip
 
+constexpr std::size_t kChainPairs = kIntChain / 2;
+
+template <typename Query>
+using PairPacker = FixedPacker<Int16Pairs, Query>;
+
 // A tile's weights on their way from the first product to the second.
 struct Int16Weights {
     float* dots;          // [block / 16][ROWS][16]; then weights
@@ -86,38 +91,7 @@ HR_INLINE void softmax_int16(const Tile& tile, const Int16Weights& weights, std:
     }
 }
 
-// One block of a tile, projected.
-template <std::size_t ROWS>
-HR_INLINE void project_block_int16(const PackedHeads& heads, const Rows& rows, const Block<std::int32_t>& block,
-                                   const Tile& tile, const Tile& next, const Int16Weights& weights) {
-    const std::size_t e = heads.answer_dim;
-    constexpr std::size_t kChainPairs = kIntChain / 2;
-    const auto product = [&](auto beside) __attribute__((always_inline)) {
-        multiply<Int16Pairs, ROWS>(reinterpret_cast<const std::int32_t*>(tile.strips), block.centroids,
-                                   elements(heads, heads.query_dim), kChainPairs, block.heads,
-                                   Target{weights.dots, kStrip, ROWS * kStrip, false, nullptr}, beside,
-                                   [](std::size_t) {});
-    };
-    if (block.is_first) {
-        FixedPacker<Int16Pairs> packer(rows, heads, next);  // not passed on by reference: docs/decisions/0008
-        product([&]() __attribute__((always_inline)) { packer.line(); });
-        packer.rest();
-    } else {
-        SumsAhead sums_ahead(tile, ROWS * sum_stride(e));
-        product([&]() __attribute__((always_inline)) { sums_ahead.line(); });
-    }
-    softmax_int16<ROWS>(tile, weights, block.heads, e, rows.rounding != nullptr);
-    const auto mix = [&](auto beside, auto done) __attribute__((always_inline)) {
-        const Target sums{tile.sums, sum_stride(e), kStrip, !block.is_first, weights.scales};
-        multiply<Int16Pairs, ROWS>(weights.pairs, block.answers, elements(heads, block.heads), kChainPairs, e, sums,
-                                   beside, done);
-    };
-    if (!block.is_last) return mix(nothing, [](std::size_t) {});
-    Writer writer(rows, heads, tile);
-    mix([&]() __attribute__((always_inline)) { writer.row(); },
-        [&](std::size_t columns) __attribute__((always_inline)) { writer.ready(columns); });
-    writer.rest();
-    writer.ends();
+HR_INLINE void write_roundings(const Rows& rows, const Tile& tile) {
     if (rows.rounding == nullptr) return;
     for (std::size_t m = 0; m < tile.rows; ++m) {
         float* rounding = rows.rounding + 2 * (tile.first + m);
@@ -126,12 +100,31 @@ HR_INLINE void project_block_int16(const PackedHeads& heads, const Rows& rows, c
     }
 }
 
+HR_INLINE Int16Weights int16_weights(const PackedHeads& heads, float* scratch) {
+    float* const pairs = scratch + weight_floats(heads, kRows);
+    return {scratch, reinterpret_cast<std::int32_t*>(pairs), pairs + weight_pairs(heads, kRows)};
+}
+
+// One block of a tile, projected.
+template <std::size_t ROWS>
+HR_INLINE void project_block_int16(const PackedHeads& heads, const Rows& rows, const Block<std::int32_t>& block,
+                                   const Tile& tile, const Tile& next, const Int16Weights& weights) {
+    const auto dots = dot_product<ROWS, Int16Pairs>(heads, block, tile, kChainPairs, weights.dots);
+    if (block.is_first)
+        multiply_packing<PairPacker, ROWS>(dots, heads, rows, next);
+    else
+        multiply_fetching<ROWS>(dots, heads, tile);
+    softmax_int16<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.rounding != nullptr);
+    const auto mix = mix_product<Int16Pairs>(heads, block, tile, weights.pairs, kChainPairs, weights.scales);
+    if (!block.is_last) return multiply_alone<ROWS>(mix);
+    multiply_writing<ROWS>(mix, heads, rows, tile);
+    write_roundings(rows, tile);
+}
+
 std::size_t project_int16(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
-    float* const dots = tile_weights(heads, rows);
-    float* const pairs = dots + weight_floats(heads, kRows);
-    const Int16Weights weights{dots, reinterpret_cast<std::int32_t*>(pairs), pairs + weight_pairs(heads, kRows)};
-    return for_each_tile<FixedPacker<Int16Pairs>>(
-        heads, rows, interrupt, check_fixed,
+    const Int16Weights weights = int16_weights(heads, tile_weights(heads, rows));
+    return for_each_tile<std::int32_t>(
+        heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Int16Pairs>(heads, rows, tile); }, check_fixed,
         [&](auto height, const Block<std::int32_t>& block, const Tile& tile, const Tile& next) {
             project_block_int16<decltype(height)::value>(heads, rows, block, tile, next, weights);
         });

@@ -1,7 +1,7 @@
 // The contract between the engine (which owns memory and threads) and the kernels (which only compute).
 //
 // Plain structs of pointers and sizes; nothing here knows Python, allocates or throws. Every instruction
-// set exports one Kernel; all of them are compiled from projection_kernel.inl.
+// set exports one Kernel; all of them are compiled from kernel.inl.
 #pragma once
 
 #include <cstddef>
@@ -65,15 +65,33 @@ constexpr std::size_t kept_limit(std::size_t n_heads) {
     return limit < 64 ? 64 : limit > 4096 ? 4096 : limit;
 }
 
+// A matrix of float32, or of binary16 (IEEE half). Byte: char or const char.
+template <typename Byte>
+struct Matrix {
+    Byte* data;
+    bool half;
+
+    Matrix from(std::ptrdiff_t element) const { return {data + element * (half ? 2 : 4), half}; }
+};
+
+// The k heaviest heads of rows, heaviest first; of equal ones the first.
+struct Top {
+    std::int64_t* heads;  // [n, k]
+    std::size_t k;
+};
+
 // A run of rows, computed by one thread.
 struct Rows {
-    const float* queries;         // [n, d]
-    std::ptrdiff_t query_stride;  // floats between two rows
+    Matrix<const char> queries;   // [n, d]
+    std::ptrdiff_t query_stride;  // elements between two rows
     std::size_t n;
     std::size_t pass_rows;  // rows that go through all blocks together; a multiple of the kernel's max_rows
-    float* out;             // [n, e] projected, or [n, K] weights; C-contiguous
+    Matrix<char> out;       // C-contiguous: [n, e] projected; float32: [n, K] weights, or [n, k] of the heaviest heads
     double log2e_over_temperature;
     bool stream;  // write `out` past the caches (project only): it is larger than they are
+    // [n][3], or null; project in float32 only: the largest cosine; Σ w; Σ w log2(w), w = 1 for that cosine's head.
+    float* stats;
+    Top top;  // top_heads only
     // [n][2], or null. int16: ‖q̂ - its rounding‖, and Σ |w - its rounding| / Σ w. screened, never null: the part
     // of the weight that was dropped, at most, or infinity where too many heads would have to be kept and `out` is
     // unspecified; and how many were kept.
@@ -90,16 +108,28 @@ struct Interrupt {
 
 constexpr std::size_t kNoBadRow = SIZE_MAX;
 
+// One tile of a few rows by several threads, in the order of the batched kernels: shared_tile.inl. `rows` are those of
+// the tile, with a slot as scratch; dots are [n_blocks][weight_floats()].
+struct SharedKernel {
+    std::size_t (*begin)(const PackedHeads&, const Rows&) noexcept;  // returns the first bad row, or kNoBadRow
+    void (*dots)(const PackedHeads&, const Rows&, float* dots, std::size_t block) noexcept;
+    // Panels [panel, end_panel) of the result; scratch: shared_scratch_floats().
+    void (*finish)(const PackedHeads&, const Rows&, const float* dots, std::size_t panel, std::size_t end_panel,
+                   float* scratch, const Interrupt&) noexcept;
+};
+
 struct Kernel {
     const char* name;
     std::size_t lanes;          // floats in a vector; a panel is 2 vectors
     std::size_t max_rows;       // rows of the largest tile
     std::size_t screen_values;  // 4 where the CPU multiplies int8, else 2
-    // Both return the first row with a NaN or infinity, or kNoBadRow; the rows of `out` are then unspecified.
+    // They return the first row with a NaN or infinity, or kNoBadRow; the rows of `out` are then unspecified.
     std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*route)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
+    std::size_t (*top_heads)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*project_int16)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*project_screened)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
+    SharedKernel shared_float32, shared_int16;
 };
 
 // `n` values in elements.
@@ -120,10 +150,12 @@ constexpr std::size_t sum_stride(std::size_t answer_dim) { return round_up(answe
 // screened: heads that a row may have in its list while they are still being searched, 2 numbers each.
 constexpr std::size_t candidate_capacity(std::size_t n_heads) { return 2 * kept_limit(n_heads); }
 
-// A tile's slot: queries in strips, sums, squares, and six numbers a row; screened: candidates. Every part is 64-byte
-// aligned.
+// Numbers that a tile has of its rows, 8 of each.
+constexpr std::size_t kSlotNumbers = 8 * kStrip;
+
+// A tile's slot: queries in strips, sums, squares, and numbers; screened: candidates. Every part is 64-byte aligned.
 constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
-    return max_rows * (round_up(elements(h, h.query_dim), kStrip) + sum_stride(h.answer_dim) + kStrip) + 6 * kStrip +
+    return max_rows * (round_up(elements(h, h.query_dim), kStrip) + sum_stride(h.answer_dim) + kStrip) + kSlotNumbers +
            (h.precision == Precision::screened ? 2 * max_rows * round_up(candidate_capacity(h.n_heads), kStrip) : 0);
 }
 
@@ -147,6 +179,12 @@ constexpr std::size_t weight_scales(const PackedHeads& h, std::size_t max_rows) 
 // screened: a query, padded, for the exact cosines.
 constexpr std::size_t query_floats(const PackedHeads& h) {
     return h.precision == Precision::screened ? row_stride(h.query_dim) : 0;
+}
+
+// Scratch of one thread at a shared tile.
+constexpr std::size_t shared_scratch_floats(const PackedHeads& h, std::size_t max_rows) {
+    return slot_floats(h, max_rows) + weight_floats(h, max_rows) + weight_pairs(h, max_rows) +
+           weight_scales(h, max_rows);
 }
 
 // Scratch of one thread: the slots, and the weights of one tile.

@@ -42,56 +42,43 @@ constexpr std::size_t kChain = 96;
 constexpr std::size_t kWeightChain = 16;
 
 // Copies a tile's queries into its strips and sums up their squares, 16 columns of one row at a time.
+template <typename Query>
 class Packer {
    public:
-    using Element = float;
-
     HR_MEMBER Packer(const Rows& rows, const PackedHeads& heads, const Tile& tile)
-        : tile_(tile),
-          d_(tile.rows > 0 ? heads.query_dim : 0),
-          stride_(rows.query_stride),
-          first_row_(rows.queries + static_cast<std::ptrdiff_t>(tile.first) * stride_),
-          // The rows of the tile after this one are asked for now: a tile's time before they are read.
-          ahead_(tile.first + 2 * tile.rows <= rows.n ? static_cast<std::ptrdiff_t>(tile.rows) * stride_ : 0) {
+        : tile_(tile), d_(tile.rows > 0 ? heads.query_dim : 0), queries_(rows, tile), to_(tile.strips) {
         for (std::size_t i = 0; i < tile.height * kStrip; i += kLanes) store(tile.squares + i, zero());
-        begin_strip();
     }
 
     HR_MEMBER void line() {
-        if (column_ + kStrip > d_) return;
-        pack(from_);
-        __builtin_prefetch(from_ + ahead_);
-        from_ += stride_;
-        to_ += kStrip;
-        if (++row_ == tile_.rows) {
-            column_ += kStrip;
-            begin_strip();
-        }
+        if (queries_.column() + kStrip > d_) return;
+        pack(queries_.here());
+        queries_.prefetch(0);
+        next();
     }
 
     HR_MEMBER void rest() {
-        while (column_ + kStrip <= d_) line();
-        if (column_ < d_)
-            for (; row_ < tile_.rows; ++row_, from_ += stride_, to_ += kStrip) {
-                float strip[kStrip] = {};
-                __builtin_memcpy(strip, from_, (d_ - column_) * sizeof(float));
-                pack(strip);
-            }
+        while (queries_.column() + kStrip <= d_) line();
+        while (queries_.column() < d_) {
+            Query strip[kStrip] = {};
+            __builtin_memcpy(strip, queries_.here(), (d_ - queries_.column()) * sizeof(Query));
+            pack(strip);
+            next();
+        }
         for (std::size_t column = 0; column < d_; column += kStrip)
             for (std::size_t i = tile_.rows * kStrip; i < tile_.height * kStrip; i += kLanes)
                 store(tile_.strips + column * tile_.height + i, zero());
     }
 
    private:
-    HR_MEMBER void begin_strip() {
-        row_ = 0;
-        from_ = first_row_ + column_;
-        to_ = tile_.strips + column_ * tile_.height;
+    HR_MEMBER void next() {
+        to_ += kStrip;
+        if (queries_.advance(kStrip)) to_ += (tile_.height - tile_.rows) * kStrip;
     }
-    HR_MEMBER void pack(const float* from) {
-        float* squares = tile_.squares + row_ * kStrip;
+    HR_MEMBER void pack(const Query* from) {
+        float* squares = tile_.squares + queries_.row() * kStrip;
         for (std::size_t j = 0; j < kStrip; j += kLanes) {
-            const vfloat x = load(from + j);
+            const vfloat x = load_query(from + j);
             store(to_ + j, x);
             store(squares + j, fma(x, x, load(squares + j)));
         }
@@ -99,12 +86,8 @@ class Packer {
 
     const Tile& tile_;
     const std::size_t d_;
-    const std::ptrdiff_t stride_;
-    const float* const first_row_;
-    const std::ptrdiff_t ahead_;
-    const float* from_ = nullptr;
-    float* to_ = nullptr;
-    std::size_t row_ = 0, column_ = 0;
+    QueryCursor<Query> queries_;
+    float* to_;
 };
 
 // A query whose squared norm is not comfortably inside float32. Scales its strips by a power of 2, which no cosine
@@ -134,9 +117,9 @@ __attribute__((noinline)) float rescale_row(float* row, std::size_t row_stride, 
 HR_INLINE std::size_t measure_queries(const Rows& rows, std::size_t d, const Tile& tile) {
     for (std::size_t m = 0; m < tile.height; ++m) {
         tile.maximum[m] = -__builtin_inff();
-        tile.weight_sum[m] = 0.0f;
+        tile.weight_sum[m] = tile.weight_log[m] = 0.0f;
         tile.weight_rounding[m] = 0.0f;
-        tile.scale[m] = 0.0f;
+        tile.scale[m] = tile.inverse_norm[m] = 0.0f;
         if (m >= tile.rows) continue;
         float norm2 = sum_of_strip(tile.squares + m * kStrip);
         if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) {  // also taken by NaN and by a zero query
@@ -144,8 +127,10 @@ HR_INLINE std::size_t measure_queries(const Rows& rows, std::size_t d, const Til
             if (norm2 < 0.0f) return tile.first + m;
         }
         if (norm2 > 0.0f) {
-            const double scale = rows.log2e_over_temperature / __builtin_sqrt(static_cast<double>(norm2));
+            const double norm = __builtin_sqrt(static_cast<double>(norm2));
+            const double scale = rows.log2e_over_temperature / norm;
             tile.scale[m] = static_cast<float>(scale < 0x1p127 ? scale : 0x1p127);
+            if (rows.stats != nullptr) tile.inverse_norm[m] = static_cast<float>(1.0 / norm);
         }
     }
     return kNoBadRow;
@@ -175,31 +160,54 @@ HR_INLINE float row_weights(float* row, std::size_t row_stride, std::size_t head
     return reduce_add(sum);
 }
 
+// Σ w log2(w) of dots that are not yet weights.
+HR_INLINE float row_weight_log(const float* row, std::size_t row_stride, std::size_t heads, float maximum,
+                               float scale) {
+    const vfloat m = splat(maximum), c = splat(scale);
+    vfloat sum = zero();
+    for (std::size_t k = 0; k < heads; k += kLanes) {
+        const float* p = row + k / kStrip * row_stride + k % kStrip;
+        const vfloat dots = k + kLanes <= heads ? load(p) : load_partial(p, heads - k, maximum);
+        // Not below what exp2 makes 0: 0 times infinity would be NaN.
+        const vfloat exponent = max((dots - m) * c, splat(-126.0f));
+        sum = fma(exp2_nonpositive(exponent), exponent, sum);  // nothing beyond the end, where the exponent is 0
+    }
+    return reduce_add(sum);
+}
+
 // Online softmax over one block of a tile: raw dots [block / 16][ROWS][16] → weights, in place.
 template <std::size_t ROWS>
-HR_INLINE void softmax_block(const Tile& tile, float* dots, std::size_t heads, std::size_t e) {
+HR_INLINE void softmax_block(const Tile& tile, float* dots, std::size_t heads, std::size_t e, bool want_log) {
     for (std::size_t m = 0; m < ROWS; ++m) {
         float* row = dots + m * kStrip;
         raise_maximum(tile, m, row_maximum(row, ROWS * kStrip, heads), e);
+        if (want_log) tile.weight_log[m] += row_weight_log(row, ROWS * kStrip, heads, tile.maximum[m], tile.scale[m]);
         tile.weight_sum[m] += row_weights(row, ROWS * kStrip, heads, tile.maximum[m], tile.scale[m]);
     }
 }
 
-// Raw dot products of a tile with a block's centroids: dots [block / 16][ROWS][16]. Beside them `next` is packed (first
-// block), or `later` is called.
-template <std::size_t ROWS, typename Later>
+// Raw dot products of a tile with a block. `next` is packed beside the first block's.
+template <std::size_t ROWS>
 HR_INLINE void dot_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
-                         const Tile& next, float* dots, Later later) {
-    const auto product = [&](auto beside) __attribute__((always_inline)) {
-        multiply<Float32, ROWS>(tile.strips, block.centroids, heads.query_dim, kChain, block.heads,
-                                Target{dots, kStrip, ROWS * kStrip, false, nullptr}, beside, [](std::size_t) {});
-    };
-    if (block.is_first) {
-        Packer packer(rows, heads, next);  // not passed on by reference: docs/decisions/0008
-        product([&]() __attribute__((always_inline)) { packer.line(); });
-        packer.rest();
-    } else {
-        product(later);
+                         const Tile& next, float* dots) {
+    const auto product = dot_product<ROWS, Float32>(heads, block, tile, kChain, dots);
+    if (block.is_first)
+        multiply_packing<Packer, ROWS>(product, heads, rows, next);
+    else
+        multiply_alone<ROWS>(product);
+}
+
+HR_INLINE void pack_tile(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
+    with_type(rows.queries,
+              [&](auto query) __attribute__((always_inline)) { Packer<decltype(query)>(rows, heads, tile).rest(); });
+}
+
+HR_INLINE void write_stats(const Rows& rows, const Tile& tile) {
+    for (std::size_t m = 0; m < tile.rows; ++m) {
+        float* stats = rows.stats + 3 * (tile.first + m);
+        stats[0] = tile.maximum[m] * tile.inverse_norm[m];
+        stats[1] = tile.weight_sum[m];
+        stats[2] = tile.weight_log[m];
     }
 }
 
@@ -207,23 +215,16 @@ HR_INLINE void dot_block(const PackedHeads& heads, const Rows& rows, const Block
 template <std::size_t ROWS>
 HR_INLINE void project_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
                              const Tile& next, float* weights) {
-    const std::size_t e = heads.answer_dim;
-    SumsAhead sums_ahead(tile, ROWS * sum_stride(e));
-    dot_block<ROWS>(heads, rows, block, tile, next, weights,
-                    [&]() __attribute__((always_inline)) { sums_ahead.line(); });
-    softmax_block<ROWS>(tile, weights, block.heads, e);
-    const Target sums{tile.sums, sum_stride(e), kStrip, !block.is_first, nullptr};
-    if (block.is_last) {
-        Writer writer(rows, heads, tile);
-        multiply<Float32, ROWS>(
-            weights, block.answers, block.heads, block.heads, e, sums,
-            [&]() __attribute__((always_inline)) { writer.row(); },
-            [&](std::size_t columns) __attribute__((always_inline)) { writer.ready(columns); });
-        writer.rest();
-        writer.ends();
-    } else {
-        multiply<Float32, ROWS>(weights, block.answers, block.heads, block.heads, e, sums, nothing, [](std::size_t) {});
-    }
+    const auto dots = dot_product<ROWS, Float32>(heads, block, tile, kChain, weights);
+    if (block.is_first)
+        multiply_packing<Packer, ROWS>(dots, heads, rows, next);
+    else
+        multiply_fetching<ROWS>(dots, heads, tile);
+    softmax_block<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.stats != nullptr);
+    const auto mix = mix_product<Float32>(heads, block, tile, weights, block.heads, nullptr);
+    if (!block.is_last) return multiply_alone<ROWS>(mix);
+    multiply_writing<ROWS>(mix, heads, rows, tile);
+    if (rows.stats != nullptr) write_stats(rows, tile);
 }
 
 // One block of a tile, its dots copied to `out`; after the last block they are turned into weights, since the maximum
@@ -232,9 +233,9 @@ template <std::size_t ROWS>
 HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
                            const Tile& next, float* dots) {
     const std::size_t n_heads = heads.n_heads;
-    dot_block<ROWS>(heads, rows, block, tile, next, dots, nothing);
+    dot_block<ROWS>(heads, rows, block, tile, next, dots);
     for (std::size_t m = 0; m < tile.rows; ++m) {
-        float* w = rows.out + (tile.first + m) * n_heads;
+        float* w = reinterpret_cast<float*>(rows.out.data) + (tile.first + m) * n_heads;
         for (std::size_t k = 0; k < block.heads; k += kStrip)
             __builtin_memcpy(w + block.first + k, dots + k * ROWS + m * kStrip,
                              min(kStrip, block.heads - k) * sizeof(float));
@@ -250,10 +251,100 @@ HR_INLINE void route_block(const PackedHeads& heads, const Rows& rows, const Blo
     }
 }
 
+// The best heads of a row so far, where the result will be: a heap with the worst of them at its root. Worse is a
+// smaller dot, and of equal ones the later head.
+class BestHeads {
+   public:
+    HR_MEMBER BestHeads(const Rows& rows, std::size_t row, std::size_t n_seen)
+        : dots_(reinterpret_cast<float*>(rows.out.data) + row * rows.top.k),
+          heads_(rows.top.heads + row * rows.top.k),
+          k_(rows.top.k),
+          n_(min(n_seen, k_)) {}
+
+    // Heads come in ascending order.
+    HR_MEMBER void add(float dot, std::size_t head) {
+        if (n_ < k_) {
+            std::size_t at = n_++;
+            for (; at > 0 && worse(dot, static_cast<std::int64_t>(head), (at - 1) / 2); at = (at - 1) / 2)
+                move((at - 1) / 2, at);
+            place(dot, static_cast<std::int64_t>(head), at);
+        } else if (dot > dots_[0]) {
+            sift_down(dot, static_cast<std::int64_t>(head), k_);
+        }
+    }
+    // A vector of dots cannot change anything unless one of them is at least this.
+    HR_MEMBER float least() const { return n_ < k_ ? -__builtin_inff() : dots_[0]; }
+
+    // Best first.
+    HR_MEMBER void sort() {
+        for (std::size_t n = k_; n > 1; --n) {
+            const float dot = dots_[n - 1];
+            const std::int64_t head = heads_[n - 1];
+            move(0, n - 1);
+            sift_down(dot, head, n - 1);
+        }
+    }
+
+    HR_MEMBER float* dots() const { return dots_; }
+
+   private:
+    HR_MEMBER bool worse(float dot, std::int64_t head, std::size_t than) const {
+        return dot < dots_[than] || (dot == dots_[than] && head > heads_[than]);
+    }
+    HR_MEMBER void place(float dot, std::int64_t head, std::size_t at) {
+        dots_[at] = dot;
+        heads_[at] = head;
+    }
+    HR_MEMBER void move(std::size_t from, std::size_t to) { place(dots_[from], heads_[from], to); }
+
+    // Puts a head into a heap of n whose root is free.
+    HR_MEMBER void sift_down(float dot, std::int64_t head, std::size_t n) {
+        std::size_t at = 0;
+        for (std::size_t child = 1; child < n; child = 2 * at + 1) {
+            if (child + 1 < n && worse(dots_[child + 1], heads_[child + 1], child)) ++child;
+            if (worse(dot, head, child)) break;
+            move(child, at);
+            at = child;
+        }
+        place(dot, head, at);
+    }
+
+    float* const dots_;
+    std::int64_t* const heads_;
+    const std::size_t k_;
+    std::size_t n_;
+};
+
+// One block of a tile: its dots are looked through for the best, then their weights added up.
+template <std::size_t ROWS>
+HR_INLINE void top_block(const PackedHeads& heads, const Rows& rows, const Block<float>& block, const Tile& tile,
+                         const Tile& next, float* dots) {
+    dot_block<ROWS>(heads, rows, block, tile, next, dots);
+    for (std::size_t m = 0; m < tile.rows; ++m) {
+        BestHeads best(rows, tile.first + m, block.first);
+        for (std::size_t k = 0; k < block.heads; k += kLanes) {
+            const float* p = dots + k / kStrip * ROWS * kStrip + m * kStrip + k % kStrip;
+            const std::size_t n = min(kLanes, block.heads - k);
+            if (n == kLanes && at_least(load(p), best.least()) == 0) continue;
+            for (std::size_t lane = 0; lane < n; ++lane) best.add(p[lane], block.first + k + lane);
+        }
+    }
+    softmax_block<ROWS>(tile, dots, block.heads, 0, false);
+    if (!block.is_last) return;
+    for (std::size_t m = 0; m < tile.rows; ++m) {
+        BestHeads best(rows, tile.first + m, rows.top.k);
+        best.sort();
+        float* w = best.dots();
+        row_weights(w, kStrip, rows.top.k, tile.maximum[m], tile.scale[m]);
+        for (std::size_t i = 0; i < rows.top.k; ++i) w[i] /= tile.weight_sum[m];
+    }
+}
+
 std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const weights = tile_weights(heads, rows);
-    return for_each_tile<Packer>(
-        heads, rows, interrupt, [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
+    return for_each_tile<float>(
+        heads, rows, interrupt, [&](const Tile& tile) { pack_tile(heads, rows, tile); },
+        [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
         [&](auto height, const Block<float>& block, const Tile& tile, const Tile& next) {
             project_block<decltype(height)::value>(heads, rows, block, tile, next, weights);
         });
@@ -261,10 +352,21 @@ std::size_t project(const PackedHeads& heads, const Rows& rows, const Interrupt&
 
 std::size_t route(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const dots = tile_weights(heads, rows);
-    return for_each_tile<Packer>(
-        heads, rows, interrupt, [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
+    return for_each_tile<float>(
+        heads, rows, interrupt, [&](const Tile& tile) { pack_tile(heads, rows, tile); },
+        [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
         [&](auto height, const Block<float>& block, const Tile& tile, const Tile& next) {
             route_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
+        });
+}
+
+std::size_t top_heads(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
+    float* const dots = tile_weights(heads, rows);
+    return for_each_tile<float>(
+        heads, rows, interrupt, [&](const Tile& tile) { pack_tile(heads, rows, tile); },
+        [&](const Tile& tile) { return measure_queries(rows, heads.query_dim, tile); },
+        [&](auto height, const Block<float>& block, const Tile& tile, const Tile& next) {
+            top_block<decltype(height)::value>(heads, rows, block, tile, next, dots);
         });
 }
 

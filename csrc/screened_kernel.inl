@@ -33,6 +33,9 @@ using Screen = Int8Quads;
 using Screen = Int16Pairs;
 #endif
 
+template <typename Query>
+using ScreenPacker = FixedPacker<Screen, Query>;
+
 // Exponents of 2 that a list is sorted into, by which the lightest are found.
 constexpr std::size_t kBuckets = 64;
 
@@ -251,6 +254,19 @@ HR_INLINE void exact_mix(const PackedHeads& heads, const Candidates& list, std::
     }
 }
 
+// Copies a query, with zeros behind it to row_stride(d); returns its squared norm.
+template <typename Value>
+HR_INLINE float copy_query(const Value* from, std::size_t d, float* to) {
+    vfloat squares = zero();
+    for (std::size_t i = 0; i < row_stride(d); i += kLanes) {
+        const std::size_t left = d - min(i, d);
+        const vfloat x = left >= kLanes ? load_query(from + i) : left > 0 ? load_query_partial(from + i, left) : zero();
+        squares = fma(x, x, squares);
+        store(to + i, x);
+    }
+    return reduce_add(squares);
+}
+
 // Finishes a row whose candidates are all found. Returns the part of its weight that was dropped, at most, or infinity
 // if the row is given up.
 HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m, float* query,
@@ -278,15 +294,10 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
     for (std::size_t i = 0; i < n; ++i) list.heads[i] = heads.search_order[list.heads[i]];
 
     // 3. The lightest by their exact cosines.
-    const float* from = rows.queries + static_cast<std::ptrdiff_t>(tile.first + m) * rows.query_stride;
-    vfloat squares = zero();
-    for (std::size_t i = 0; i < row_stride(heads.query_dim); i += kLanes) {
-        const std::size_t left = heads.query_dim - min(i, heads.query_dim);
-        const vfloat x = left >= kLanes ? load(from + i) : load_partial(from + i, left, 0.0f);
-        squares = fma(x, x, squares);
-        store(query + i, x);
-    }
-    const float norm2 = reduce_add(squares);
+    float norm2 = 0.0f;
+    with_type(rows.queries, [&](auto value) __attribute__((always_inline)) {
+        norm2 = copy_query(QueryCursor<decltype(value)>(rows, tile).row(m), heads.query_dim, query);
+    });
     if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) return given_up;
     exact_dots(heads, query, list, n);
     float maximum = list.values[0];
@@ -302,27 +313,22 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
     exact_mix(heads, list, n, sums);
     const float kept = list_sum(list, n);
     n_kept = static_cast<float>(n);
-    float* out = rows.out + (tile.first + m) * heads.answer_dim;
-    for (std::size_t i = 0; i < heads.answer_dim; ++i) out[i] = sums[i] / kept;
+    with_type(rows.out, [&](auto value) __attribute__((always_inline)) {
+        auto* out = reinterpret_cast<decltype(value)*>(rows.out.data) + (tile.first + m) * heads.answer_dim;
+        put_scaled(out, sums, heads.answer_dim, 1.0f / kept);
+    });
     return 1.001f * dropped / all;
 }
 
 template <std::size_t ROWS>
 HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Block<Screen::Element>& block,
                             const Tile& tile, const Tile& next, float* dots, float* query) {
-    const auto product = [&](auto beside) __attribute__((always_inline)) {
-        multiply<Screen, ROWS>(reinterpret_cast<const Screen::Element*>(tile.strips), block.centroids,
-                               elements(heads, heads.query_dim), Screen::kLimited ? kIntChain / 2 : heads.query_dim,
-                               block.heads, Target{dots, kStrip, ROWS * kStrip, false, nullptr}, beside,
-                               [](std::size_t) {});
-    };
-    if (block.is_first) {
-        FixedPacker<Screen> packer(rows, heads, next);  // not passed on by reference: docs/decisions/0008
-        product([&]() __attribute__((always_inline)) { packer.line(); });
-        packer.rest();
-    } else {
-        product(nothing);
-    }
+    const std::size_t chain = Screen::kLimited ? kChainPairs : heads.query_dim;
+    const auto product = dot_product<ROWS, Screen>(heads, block, tile, chain, dots);
+    if (block.is_first)
+        multiply_packing<ScreenPacker, ROWS>(product, heads, rows, next);
+    else
+        multiply_alone<ROWS>(product);
     search_block<ROWS>(heads, block, tile, dots);
     if (!block.is_last) return;
     for (std::size_t m = 0; m < tile.rows; ++m) {
@@ -334,8 +340,9 @@ HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Bl
 std::size_t project_screened(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const dots = tile_weights(heads, rows);
     float* const query = dots + weight_floats(heads, kRows);
-    return for_each_tile<FixedPacker<Screen>>(
-        heads, rows, interrupt, [&](const Tile& tile) { return begin_search(heads, rows, tile); },
+    return for_each_tile<Screen::Element>(
+        heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Screen>(heads, rows, tile); },
+        [&](const Tile& tile) { return begin_search(heads, rows, tile); },
         [&](auto height, const Block<Screen::Element>& block, const Tile& tile, const Tile& next) {
             screen_block<decltype(height)::value>(heads, rows, block, tile, next, dots, query);
         });

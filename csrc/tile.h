@@ -23,37 +23,98 @@ struct Tile {
     float* scale;            // [height] c, from dots to exponents of 2; 0 for a zero query: all weights equal
     float* maximum;          // [height] m
     float* weight_sum;       // [height] Σ w
+    float* weight_log;       // [height] Σ w log2(w); with Rows::stats only
+    float* inverse_norm;     // [height] 1 / ‖q‖, 0 for a zero query; with Rows::stats only
     float* query_rounding;   // [height] and
     float* weight_rounding;  // [height] as in Rows::rounding, the second not yet divided; int16 only
     float* candidates;       // screened_kernel.inl
 };
+
+// The tile of `n` rows from `first` on, n <= height, at a place in the scratch.
+HR_INLINE Tile make_tile(const PackedHeads& heads, float* scratch, std::size_t slot, std::size_t first, std::size_t n,
+                         std::size_t height) {
+    Tile tile{};
+    tile.slot = slot;
+    tile.first = first;
+    tile.rows = n;
+    tile.height = height;
+    tile.strips = scratch + slot * slot_floats(heads, kRows);
+    tile.sums = tile.strips + kRows * round_up(elements(heads, heads.query_dim), kStrip);
+    tile.squares = tile.sums + kRows * sum_stride(heads.answer_dim);
+    tile.scale = tile.squares + kRows * kStrip;
+    tile.maximum = tile.scale + kStrip;
+    tile.weight_sum = tile.maximum + kStrip;
+    tile.weight_log = tile.weight_sum + kStrip;
+    tile.inverse_norm = tile.weight_log + kStrip;
+    tile.query_rounding = tile.inverse_norm + kStrip;
+    tile.weight_rounding = tile.query_rounding + kStrip;
+    tile.candidates = tile.weight_rounding + kStrip;
+    return tile;
+}
 
 // The tile that begins with row `first` of a pass that ends before row `end`.
 HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t slot, std::size_t first,
                        std::size_t end) {
     const std::size_t rest = end - first;
     const std::size_t height = rest == 1 ? 1 : rest > kRows / 2 ? kRows : kFewRows;
-    Tile tile{};
-    tile.slot = slot;
-    tile.first = first;
-    tile.rows = min(rest, height);
-    tile.height = height;
-    tile.strips = rows.scratch + slot * slot_floats(heads, kRows);
-    tile.sums = tile.strips + kRows * round_up(elements(heads, heads.query_dim), kStrip);
-    tile.squares = tile.sums + kRows * sum_stride(heads.answer_dim);
-    tile.scale = tile.squares + kRows * kStrip;
-    tile.maximum = tile.scale + kStrip;
-    tile.weight_sum = tile.maximum + kStrip;
-    tile.query_rounding = tile.weight_sum + kStrip;
-    tile.weight_rounding = tile.query_rounding + kStrip;
-    tile.candidates = tile.weight_rounding + kStrip;
-    return tile;
+    return make_tile(heads, rows.scratch, slot, first, min(rest, height), height);
 }
 
 HR_INLINE Tile tile_after(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t end) {
     const std::size_t slot = tile.slot + 1 < tile_slots(heads, rows.pass_rows, kRows) ? tile.slot + 1 : 0;
     return tile_at(heads, rows, slot, tile.first + tile.rows, end);
 }
+
+// A vector of queries, from either type of them; the partial one has zeros behind its first n lanes.
+HR_INLINE vfloat load_query(const float* p) { return load(p); }
+HR_INLINE vfloat load_query(const half* p) { return load_half(p); }
+HR_INLINE vfloat load_query_partial(const float* p, std::size_t n) { return load_partial(p, n, 0.0f); }
+HR_INLINE vfloat load_query_partial(const half* p, std::size_t n) { return load_half_partial(p, n); }
+
+// Calls use(Value{}) with the type of the queries, or of `out`.
+template <typename Byte, typename Use>
+HR_INLINE void with_type(const Matrix<Byte>& matrix, Use use) {
+    if (matrix.half)
+        use(half{});
+    else
+        use(float{});
+}
+
+// The queries of a tile, a strip of one row at a time: down the rows, then to the next columns.
+template <typename Value>
+class QueryCursor {
+   public:
+    HR_MEMBER QueryCursor(const Rows& rows, const Tile& tile)
+        : n_rows_(tile.rows),
+          stride_(rows.query_stride),
+          // The rows of the tile after this one are asked for now: a tile's time before they are read.
+          ahead_(tile.first + 2 * tile.rows <= rows.n ? static_cast<std::ptrdiff_t>(tile.rows) * stride_ : 0),
+          first_(reinterpret_cast<const Value*>(rows.queries.data) + static_cast<std::ptrdiff_t>(tile.first) * stride_),
+          at_(first_) {}
+
+    // Where the cursor is, and the beginning of any row.
+    HR_MEMBER const Value* here() const { return at_; }
+    HR_MEMBER const Value* row(std::size_t m) const { return first_ + static_cast<std::ptrdiff_t>(m) * stride_; }
+    HR_MEMBER void prefetch(std::size_t column) const { __builtin_prefetch(at_ + ahead_ + column); }
+    // To the next row; true if that is the first one again, `width` columns further.
+    HR_MEMBER bool advance(std::size_t width) {
+        at_ += stride_;
+        if (++row_ < n_rows_) return false;
+        row_ = 0;
+        column_ += width;
+        at_ = first_ + column_;
+        return true;
+    }
+    HR_MEMBER std::size_t row() const { return row_; }
+    HR_MEMBER std::size_t column() const { return column_; }
+
+   private:
+    const std::size_t n_rows_;
+    const std::ptrdiff_t stride_, ahead_;
+    const Value* const first_;
+    const Value* at_;
+    std::size_t row_ = 0, column_ = 0;
+};
 
 template <typename Element>
 struct Block {
@@ -97,9 +158,13 @@ HR_INLINE void raise_maximum(const Tile& tile, std::size_t m, float maximum, std
     if (!(maximum > before)) return;
     tile.maximum[m] = maximum;
     if (!(tile.weight_sum[m] > 0.0f)) return;  // the first block
-    const vfloat decay = exp2_nonpositive(splat((before - maximum) * tile.scale[m]));
-    tile.weight_sum[m] *= reduce_max(decay);
-    tile.weight_rounding[m] *= reduce_max(decay);
+    const float exponent = (before - maximum) * tile.scale[m];
+    const vfloat decay = exp2_nonpositive(splat(exponent));
+    const float factor = reduce_max(decay);
+    // Σ w log2(w) of weights that are all `factor` of what they were.
+    tile.weight_log[m] = factor > 0.0f ? factor * (tile.weight_log[m] + exponent * tile.weight_sum[m]) : 0.0f;
+    tile.weight_sum[m] *= factor;
+    tile.weight_rounding[m] *= factor;
     float* sums = tile.sums + m * sum_stride(e);
     for (std::size_t i = 0; i < e; i += kLanes) store(sums + i, load(sums + i) * decay);
 }
@@ -119,20 +184,31 @@ class SumsAhead {
     const float* const end_;
 };
 
-// to = from · factor for the few floats at the ends of a row.
-HR_INLINE void scale_few(float* to, const float* from, std::size_t n, float factor) {
+// A vector to where `out` is, in either type of it; past the caches if told so.
+HR_INLINE void put(float* p, vfloat v, bool past_caches) { past_caches ? stream(p, v) : store(p, v); }
+HR_INLINE void put(half* p, vfloat v, bool past_caches) { past_caches ? stream_half(p, v) : store_half(p, v); }
+// The first n lanes, four at a time: where lines are streamed, a masked store over the end of one costs 5 % at K = 16.
+template <typename Value>
+HR_INLINE void put_partial(Value* p, vfloat v, std::size_t n) {
+    Value lanes[kLanes];
+    put(lanes, v, false);
     std::size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        vfloat4 v;
-        __builtin_memcpy(&v, from + i, sizeof v);
-        v *= factor;
-        __builtin_memcpy(to + i, &v, sizeof v);
-    }
-    for (; i < n; ++i) to[i] = from[i] * factor;
+    for (; i + 4 <= n; i += 4) __builtin_memcpy(p + i, lanes + i, 4 * sizeof(Value));
+    for (; i < n; ++i) p[i] = lanes[i];
+}
+
+// to = from · factor for any number of columns.
+template <typename Value>
+HR_INLINE void put_scaled(Value* to, const float* from, std::size_t n, float factor) {
+    const vfloat f = splat(factor);
+    std::size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) put(to + i, load(from + i) * f, false);
+    if (i < n) put_partial(to + i, load_partial(from + i, n - i, 0.0f) * f, n - i);
 }
 
 // Writes finished columns of a tile to `out`, a row at a time: sums · answer_scale / Σw. Past the caches, if
 // rows.stream says so, and then in whole cache lines wherever `out` starts: a line may have to wait for the next panel.
+template <typename Value>
 class Writer {
    public:
     HR_MEMBER Writer(const Rows& rows, const PackedHeads& heads, const Tile& tile)
@@ -140,7 +216,7 @@ class Writer {
           stream_(rows.stream),
           rows_(tile.rows),
           sums_(tile.sums),
-          out_(rows.out + tile.first * e_),
+          out_(reinterpret_cast<Value*>(rows.out.data) + tile.first * e_),
           row_(rows_) {
         for (std::size_t m = 0; m < rows_; ++m) factor_[m] = heads.answer_scale / tile.weight_sum[m];
     }
@@ -156,18 +232,12 @@ class Writer {
     HR_MEMBER void row() {
         if (row_ == rows_) return;
         const float* from = sums_ + row_ * sum_stride(e_);
-        float* to = out_ + row_ * e_;
+        Value* to = out_ + row_ * e_;
         const vfloat f = splat(factor_[row_++]);
         const std::size_t head = head_of(to);
-        for (std::size_t i = head + (written_ < head ? 0 : (written_ - head) / kStrip * kStrip); i + kStrip <= ready_;
-             i += kStrip)
-            for (std::size_t j = 0; j < kStrip; j += kLanes) {
-                const vfloat v = load(from + i + j) * f;
-                if (stream_)
-                    stream(to + i + j, v);
-                else
-                    store(to + i + j, v);
-            }
+        for (std::size_t i = head + (written_ < head ? 0 : (written_ - head) / kLine * kLine); i + kLine <= ready_;
+             i += kLine)
+            for (std::size_t j = 0; j < kLine; j += kLanes) put(to + i + j, load(from + i + j) * f, stream_);
     }
 
     HR_MEMBER void rest() {
@@ -178,48 +248,120 @@ class Writer {
     HR_MEMBER void ends() const {
         for (std::size_t m = 0; m < rows_; ++m) {
             const float* from = sums_ + m * sum_stride(e_);
-            float* to = out_ + m * e_;
-            const std::size_t head = head_of(to), tail = head + (e_ - head) / kStrip * kStrip;
-            scale_few(to, from, head, factor_[m]);
-            scale_few(to + tail, from + tail, e_ - tail, factor_[m]);
+            Value* to = out_ + m * e_;
+            const std::size_t head = head_of(to), tail = head + (e_ - head) / kLine * kLine;
+            put_scaled(to, from, head, factor_[m]);
+            put_scaled(to + tail, from + tail, e_ - tail, factor_[m]);
         }
     }
 
    private:
-    // Floats of a row before its first whole line.
-    HR_MEMBER std::size_t head_of(const float* row) const {
-        const std::size_t misaligned = stream_ ? reinterpret_cast<std::uintptr_t>(row) % 64 / sizeof(float) : 0;
-        return misaligned == 0 ? 0 : min(kStrip - misaligned, e_);
+    static constexpr std::size_t kLine = 64 / sizeof(Value);
+
+    // Columns of a row before its first whole line.
+    HR_MEMBER std::size_t head_of(const Value* row) const {
+        const std::size_t misaligned = stream_ ? reinterpret_cast<std::uintptr_t>(row) % 64 / sizeof(Value) : 0;
+        return misaligned == 0 ? 0 : min(kLine - misaligned, e_);
     }
 
     const std::size_t e_;
     const bool stream_;
     const std::size_t rows_;
     const float* const sums_;
-    float* const out_;
+    Value* const out_;
     float factor_[kRows];
     std::size_t row_;
     std::size_t written_ = 0, ready_ = 0;  // columns
 };
 
-HR_INLINE void nothing() {}
-
 HR_INLINE float* tile_weights(const PackedHeads& heads, const Rows& rows) {
     return rows.scratch + tile_slots(heads, rows.pass_rows, kRows) * slot_floats(heads, kRows);
+}
+
+// Products of a block with a tile. First its cosines: dots [block / 16][ROWS][16].
+template <std::size_t ROWS, typename Arithmetic>
+HR_INLINE Product<Arithmetic> dot_product(const PackedHeads& heads, const Block<typename Arithmetic::Element>& block,
+                                          const Tile& tile, std::size_t chain, float* dots) {
+    return {reinterpret_cast<const typename Arithmetic::Element*>(tile.strips),
+            block.centroids,
+            elements(heads, heads.query_dim),
+            chain,
+            block.heads,
+            Target{dots, kStrip, ROWS * kStrip, false, nullptr}};
+}
+
+// Then its weights [block / 16][ROWS][16] times its answers, added to the sums.
+template <typename Arithmetic>
+HR_INLINE Product<Arithmetic> mix_product(const PackedHeads& heads, const Block<typename Arithmetic::Element>& block,
+                                          const Tile& tile, const typename Arithmetic::Element* weights,
+                                          std::size_t chain, const float* scales) {
+    return {
+        weights, block.answers,    elements(heads, block.heads),
+        chain,   heads.answer_dim, Target{tile.sums, sum_stride(heads.answer_dim), kStrip, !block.is_first, scales}};
+}
+
+// A product beside which the next tile is packed.
+template <template <typename> class Packer, std::size_t ROWS, typename Arithmetic, typename Query>
+__attribute__((noinline)) void multiply_packing(const Product<Arithmetic>& product, const PackedHeads& heads,
+                                                const Rows& rows, const Tile& next, Query) {
+    Packer<Query> packer(rows, heads, next);  // not passed on by reference: docs/decisions/0008
+    multiply<ROWS>(product, [&]() __attribute__((always_inline)) { packer.line(); }, [](std::size_t) {});
+    packer.rest();
+}
+template <template <typename> class Packer, std::size_t ROWS, typename Arithmetic>
+HR_INLINE void multiply_packing(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
+                                const Tile& next) {
+    with_type(rows.queries, [&](auto query) { multiply_packing<Packer, ROWS>(product, heads, rows, next, query); });
+}
+
+// A product beside which the tile's sums are fetched.
+template <std::size_t ROWS, typename Arithmetic>
+__attribute__((noinline)) void multiply_fetching(const Product<Arithmetic>& product, const PackedHeads& heads,
+                                                 const Tile& tile) {
+    SumsAhead sums_ahead(tile, ROWS * sum_stride(heads.answer_dim));
+    multiply<ROWS>(product, [&]() __attribute__((always_inline)) { sums_ahead.line(); }, [](std::size_t) {});
+}
+
+// The last product of a tile, beside which finished columns are written to `out`.
+template <std::size_t ROWS, typename Arithmetic, typename Value>
+__attribute__((noinline)) void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads,
+                                                const Rows& rows, const Tile& tile, Value) {
+    Writer<Value> writer(rows, heads, tile);
+    multiply<ROWS>(
+        product, [&]() __attribute__((always_inline)) { writer.row(); },
+        [&](std::size_t columns) __attribute__((always_inline)) { writer.ready(columns); });
+    writer.rest();
+    writer.ends();
+}
+template <std::size_t ROWS, typename Arithmetic>
+HR_INLINE void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
+                                const Tile& tile) {
+    with_type(rows.out, [&](auto value) { multiply_writing<ROWS>(product, heads, rows, tile, value); });
+}
+
+// Calls compute(Constant<tile height>).
+template <typename Compute>
+HR_INLINE void with_height(const Tile& tile, Compute compute) {
+    if (tile.height == kRows)
+        compute(Constant<kRows>{});
+    else if (tile.height == kFewRows)
+        compute(Constant<kFewRows>{});
+    else
+        compute(Constant<1>{});
 }
 
 // Calls compute(Constant<tile height>, block, tile, next tile) for every block and tile of every pass. A pass's first
 // tile is packed here, whole, the others by compute() beside the tile before. measure(tile) finishes a packed tile's
 // numbers, and returns its first row with a NaN or infinity.
-template <typename Packer, typename Measure, typename Compute>
-HR_INLINE std::size_t for_each_tile(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt,
+template <typename Element, typename Pack, typename Measure, typename Compute>
+HR_INLINE std::size_t for_each_tile(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt, Pack pack,
                                     Measure measure, Compute compute) {
     for (std::size_t start = 0; start < rows.n; start += rows.pass_rows) {
         const std::size_t end = min(start + rows.pass_rows, rows.n);
         for (std::size_t b = 0; b < heads.n_blocks; ++b) {
-            const auto block = block_at<typename Packer::Element>(heads, b);
+            const auto block = block_at<Element>(heads, b);
             Tile next = tile_at(heads, rows, 0, start, end);
-            if (block.is_first) Packer(rows, heads, next).rest();
+            if (block.is_first) pack(next);
             while (next.rows > 0) {
                 const Tile tile = next;
                 if (block.is_first) {
@@ -227,12 +369,7 @@ HR_INLINE std::size_t for_each_tile(const PackedHeads& heads, const Rows& rows, 
                     if (bad != kNoBadRow) return bad;
                 }
                 next = tile_after(heads, rows, tile, end);
-                if (tile.height == kRows)
-                    compute(Constant<kRows>{}, block, tile, next);
-                else if (tile.height == kFewRows)
-                    compute(Constant<kFewRows>{}, block, tile, next);
-                else
-                    compute(Constant<1>{}, block, tile, next);
+                with_height(tile, [&](auto height) { compute(height, block, tile, next); });
             }
             if (interrupt.requested(interrupt.context)) return kNoBadRow;
         }

@@ -90,7 +90,14 @@ HR_INLINE void store_low_bytes(std::uint8_t* p, vint v) {
     __builtin_memcpy(p, &low, sizeof low);
 }
 
-// The first n lanes; the others are `rest`.
+// The first n lanes; the others are `rest`, or not written.
+#if defined(__AVX512F__)
+HR_INLINE __mmask16 first_lanes(std::size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+HR_INLINE vfloat load_partial(const float* p, std::size_t n, float rest) {
+    return (vfloat)_mm512_mask_loadu_ps(_mm512_set1_ps(rest), first_lanes(n), p);
+}
+HR_INLINE void store_partial(float* p, vfloat v, std::size_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v); }
+#else
 HR_INLINE vfloat load_partial(const float* p, std::size_t n, float rest) {
     float lanes[kLanes];
     for (std::size_t i = 0; i < kLanes; ++i) lanes[i] = i < n ? p[i] : rest;
@@ -101,6 +108,7 @@ HR_INLINE void store_partial(float* p, vfloat v, std::size_t n) {
     store(lanes, v);
     for (std::size_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+#endif
 
 #if defined(__AVX512F__)
 HR_INLINE vfloat splat(float x) { return (vfloat)_mm512_set1_ps(x); }
@@ -125,6 +133,68 @@ HR_INLINE void stream(float* p, vfloat v) { store(p, v); }
 HR_INLINE vfloat splat(float x) { return x - zero(); }
 HR_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) { return a * b + c; }
 HR_INLINE void stream(float* p, vfloat v) { store(p, v); }
+#endif
+
+// binary16 (IEEE half): a vector of it becomes floats exactly, and floats become it with ties to even, infinite from
+// 65,520 on. Whole vectors; `stream_half` needs p aligned to its 2 · kLanes bytes.
+typedef std::uint16_t half;
+#if defined(__AVX512F__)
+HR_INLINE vfloat load_half(const half* p) {
+    return (vfloat)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+HR_INLINE __m256i to_half(vfloat v) {
+    return _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+HR_INLINE void store_half(half* p, vfloat v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_half(v)); }
+HR_INLINE void stream_half(half* p, vfloat v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_half(v)); }
+#elif defined(__AVX2__)
+HR_INLINE vfloat load_half(const half* p) {
+    return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+HR_INLINE __m128i to_half(vfloat v) { return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+HR_INLINE void store_half(half* p, vfloat v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_half(v)); }
+HR_INLINE void stream_half(half* p, vfloat v) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_half(v)); }
+#elif defined(__ARM_NEON)
+HR_INLINE vfloat load_half(const half* p) { return (vfloat)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+HR_INLINE void store_half(half* p, vfloat v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v))); }
+HR_INLINE void stream_half(half* p, vfloat v) { store_half(p, v); }
+#else
+// In integers: SSE2 has no instruction for it.
+typedef std::uint16_t vhalf __attribute__((vector_size(2 * kLanes)));
+HR_INLINE vfloat load_half(const half* p) {
+    vhalf raw;
+    __builtin_memcpy(&raw, p, sizeof raw);
+    const vint bits = __builtin_convertvector(raw, vint);
+    const vint magnitude = (bits & 0x7fff) << 13;
+    const vint scaled = (vint)((vfloat)magnitude * splat(0x1p112f));  // the exponents' biases differ by 112
+    const vint special = magnitude >= (0x7c00 << 13) ? magnitude | 0x7f800000 : scaled;
+    return (vfloat)(special | (bits & 0x8000) << 16);
+}
+HR_INLINE void store_half(half* p, vfloat v) {
+    const vint bits = (vint)v, magnitude = bits & 0x7fffffff;
+    // Subnormal: the adder rounds at the last place of 2^-24. Normal: to even, in integers; a carry may make it
+    // infinite.
+    const vint subnormal = (vint)((vfloat)magnitude + splat(0.5f)) - 0x3f000000;
+    const vint normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const vint finite = magnitude < 0x38800000 ? subnormal : normal;
+    const vint special = magnitude > 0x7f800000 ? splat_int(0x7e00) : splat_int(0x7c00);
+    const vint result = (magnitude >= 0x47800000 ? special : finite) | ((bits >> 16) & 0x8000);
+    const vhalf raw = __builtin_convertvector(result, vhalf);
+    __builtin_memcpy(p, &raw, sizeof raw);
+}
+HR_INLINE void stream_half(half* p, vfloat v) { store_half(p, v); }
+#endif
+
+#if defined(__AVX512F__)
+HR_INLINE vfloat load_half_partial(const half* p, std::size_t n) {
+    return (vfloat)_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+#else
+HR_INLINE vfloat load_half_partial(const half* p, std::size_t n) {
+    half lanes[kLanes] = {};
+    for (std::size_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load_half(lanes);
+}
 #endif
 
 // sum + a[0] · b[0] + a[1] · b[1], of the two int16 in every lane.

@@ -48,7 +48,7 @@ class CertifiedProjection:
     """`Heads.project` that looks at every row's bound.
 
     Rows whose bound exceeds `tolerance` are done again by `float32`, whose bound is
-    `float32_bound`. With `keep_bounds` the bounds are in `bounds`, in order of the calls.
+    `float32_bound`.
     """
 
     def __init__(
@@ -58,21 +58,29 @@ class CertifiedProjection:
         tolerance: float,
         float32: Kernel,
         float32_bound: float,
-        *,
-        keep_bounds: bool,
     ) -> None:
         self._project = project
         self._bounds = bounds
         self._tolerance = tolerance
         self._float32 = float32
         self._float32_bound = float32_bound
-        self._keep_bounds = keep_bounds
-        self.bounds: list[npt.NDArray[np.float64]] = []
 
     def __call__(self, queries: Float32, temperature: float, out: Float32, threads: int) -> int:
+        return self.with_bounds(queries, temperature, out, None, threads)
+
+    def with_bounds(
+        self,
+        queries: Float32,
+        temperature: float,
+        out: Float32,
+        bounds_out: npt.NDArray[np.float64] | None,
+        threads: int,
+    ) -> int:
+        """The same; every row's bound goes to `bounds_out` (n,)."""
         rounding = np.empty((min(len(queries), _ROWS), 2), np.float32)
         for start in range(0, len(queries), _ROWS):
-            rows, to = (array[start : start + _ROWS] for array in (queries, out))
+            part = slice(start, start + _ROWS)
+            rows, to = queries[part], out[part]
             measured = rounding[: len(rows)]
             bad = self._project(rows, temperature, to, threads, measured)
             if bad >= 0:
@@ -80,9 +88,9 @@ class CertifiedProjection:
             bounds = self._bounds(measured)
             again = np.flatnonzero(bounds > self._tolerance)
             self._do_again(again, rows, temperature, to, threads)
-            if self._keep_bounds:
+            if bounds_out is not None:
                 bounds[again] = self._float32_bound
-                self.bounds.append(bounds)
+                bounds_out[part] = bounds
         return -1
 
     def _do_again(
@@ -95,8 +103,8 @@ class CertifiedProjection:
     ) -> None:
         columns = rows.shape[1] + out.shape[1]
         step = min(len(again), max(1, _AGAIN_BYTES // (4 * columns)))
-        queries = np.empty((step, rows.shape[1]), np.float32)
-        exact = np.empty((step, out.shape[1]), np.float32)
+        queries = np.empty((step, rows.shape[1]), rows.dtype)
+        exact = np.empty((step, out.shape[1]), out.dtype)
         for start in range(0, len(again), max(step, 1)):
             part = again[start : start + step]
             n = len(part)

@@ -2,6 +2,9 @@
 
 from typing import TypedDict, final
 
+import numpy as np
+import numpy.typing as npt
+
 from headroute._validate import Float32
 
 class BuildInfo(TypedDict):
@@ -32,9 +35,18 @@ class Engine:
         num_threads: int,
         rounding: Float32 | None = None,
         may_drop: float = 0.0,
+        stats: Float32 | None = None,
     ) -> int: ...
     def route(
         self, queries: Float32, temperature: float, out: Float32, num_threads: int
+    ) -> int: ...
+    def top_heads(
+        self,
+        queries: Float32,
+        temperature: float,
+        heads: npt.NDArray[np.int64],
+        weights: Float32,
+        num_threads: int,
     ) -> int: ...
     def project_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
     def route_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...

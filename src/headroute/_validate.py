@@ -18,6 +18,7 @@ Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]
 
 _FLOAT32 = np.dtype(np.float32)
+_FLOAT16 = np.dtype(np.float16)
 
 # float32 bytes of one converted block of queries: half of what a call may use for one thread.
 _BLOCK_BYTES = 4 << 20
@@ -72,15 +73,15 @@ def num_threads(value: int) -> int:
     return min(int(value), 1 << 20)  # more than any machine has, and fits every backend's integer
 
 
-def top_k(value: int, n_heads: int) -> int:
+def top_k(value: int, most: int, what: str) -> int:
     """Return `value` as an int.
 
-    TypeError unless it is an integer, ValueError outside 1..n_heads.
+    TypeError unless it is an integer, ValueError outside 1..most, the number of `what`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"k must be an integer, got {value!r}")
-    if not 1 <= value <= n_heads:
-        raise ValueError(f"k must be between 1 and the number of heads ({n_heads}), got {value}")
+    if not 1 <= value <= most:
+        raise ValueError(f"k must be between 1 and the number of {what} ({most}), got {value}")
     return int(value)
 
 
@@ -180,16 +181,37 @@ def queries(values: npt.ArrayLike, d: int) -> npt.NDArray[Any]:
     return array
 
 
-def output(out: Float32, shape: tuple[int, ...], queries: npt.NDArray[Any]) -> None:
+def documents(values: npt.ArrayLike, e: int) -> Float32:
+    """Return documents as a C-contiguous (D, e) float32 array: finite, D >= 1."""
+    array = real_array(values, "documents")
+    if array.ndim != 2 or len(array) == 0 or array.shape[1] != e:
+        raise ValueError(
+            f"documents must have shape (D, {e}), D >= 1, one column an answer's, got {array.shape}"
+        )
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(array, np.float32)
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"document {bad.argmax()} has a NaN, an infinity or more than float32 holds"
+        )
+    return rows
+
+
+def output(
+    out: npt.NDArray[Any], shape: tuple[int, ...], queries: npt.NDArray[Any], *, halves: bool
+) -> None:
     """Check an `out=` array; TypeError unless it is an array, ValueError for everything that cannot
-    be written to.
+    be written to. float16 is allowed with `halves`.
 
     Overlap is judged by address ranges: exact overlap of strided arrays is an NP-hard question.
     """
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-    if out.dtype != _FLOAT32:
-        raise ValueError(f"out must have dtype float32, got {out.dtype}")
+    if out.dtype != _FLOAT32 and not (halves and out.dtype == _FLOAT16):
+        raise ValueError(
+            f"out must have dtype float32{' or float16' if halves else ''}, got {out.dtype}"
+        )
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if not (out.flags.c_contiguous and out.flags.aligned):
@@ -213,15 +235,16 @@ def group_numbers(values: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def is_float32_rows(rows: npt.NDArray[Any]) -> bool:
-    """Whether checked queries (n, d) can be used in place: float32, native byte order, aligned,
-    unit column stride, any row stride."""
-    return rows.dtype is _FLOAT32 and rows.strides[1] == 4 and rows.flags.aligned
+def is_kernel_rows(rows: npt.NDArray[Any], *, halves: bool) -> bool:
+    """Whether checked queries (n, d) can be used in place: float32, or float16 with `halves`,
+    native byte order, aligned, unit column stride, any row stride."""
+    dtype = rows.dtype
+    fits = dtype is _FLOAT32 or (halves and dtype is _FLOAT16)
+    return fits and rows.strides[1] == dtype.itemsize and rows.flags.aligned
 
 
 def float32_blocks(rows: npt.NDArray[Any]) -> Iterator[tuple[int, Float32]]:
-    """Yield (start, block) over checked queries (n, d) that are not `is_float32_rows`: each block
-    is.
+    """Yield (start, block) over checked queries (n, d): float32 copies that `is_kernel_rows`.
 
     A block is at most 4 MiB, in the memory of the one before.
     """

@@ -6,49 +6,21 @@ This file checks what comes in, cuts it into blocks and says which row was bad. 
 the backend's.
 """
 
-import json
-import math
 import os
-import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from headroute import _backends, _validate
-from headroute._certified import Bounds, CertifiedProjection, Lazy, MeasuredKernel
-from headroute._screening import predict
+from headroute import _backends, _validate, ranking, router_file
+from headroute._arithmetic import Arithmetic, decline
+from headroute._run import Kernel, Run
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
-from headroute.precision import (
-    PRECISIONS,
-    Int16Errors,
-    Plan,
-    ScreenedErrors,
-    Screening,
-    choose,
-    float32_bound,
-    underflow,
-)
-
-# float32 bytes of weights that top_heads holds at once; selecting the best needs about three times
-# as much again.
-_TOP_BLOCK_BYTES = 1 << 20
-
-_MOST_SCREENED_COLUMNS = 65536  # sums of int8 products fit int32
-
-# Temperatures whose plans are remembered.
-_MOST_PLANS = 64
-
-# A screened row that may lose nothing may lose what float32 would not notice.
-_LEAST_DROPPED = 2.0**-24
-
-_Kernel = Callable[[Float32, float, Float32, int], int]
-_ShortWay = Callable[[object, float, object], Float32 | None]
-
-_FILE_FORMAT = "headroute-router"
-_FILE_VERSION = "1"
+from headroute.precision import PRECISIONS, Plan
+from headroute.ranking import RankedDocuments
+from headroute.stats import Stats, stats_of
 
 
 class TopHeads(NamedTuple):
@@ -56,6 +28,12 @@ class TopHeads(NamedTuple):
 
     indices: npt.NDArray[np.int64]  # (N, k), or (k,) for one query
     weights: Float32  # the same shape: weights of the softmax over all heads
+
+
+class _Options(TypedDict, total=False):
+    temperature: float | None
+    out: npt.NDArray[Any] | None
+    num_threads: int | None
 
 
 class Router:
@@ -79,28 +57,23 @@ class Router:
     run here, and for a precision that the backend does not have.
 
     Queries of every call are (N, d) or one (d,), real numbers. float32 with unit column stride, of
-    any row stride, memory-mapped or read-only, is used in place; anything else (float64, float16,
-    integers, Fortran order, foreign byte order) is converted in blocks of at most 4 MiB. A zero
-    query is equally far from every head and gets uniform weights.
+    any row stride, memory-mapped or read-only, is used in place, and so is float16 by the native
+    backend; anything else (float64, integers, Fortran order, foreign byte order) is converted in
+    blocks of at most 4 MiB. A zero query is equally far from every head and gets uniform weights.
     """
 
     __slots__ = (
         "_answers",
+        "_arithmetic",
         "_backend",
         "_centroids",
-        "_chains",
         "_forced",
-        "_heads",
-        "_int16",
         "_names",
-        "_plans",
         "_project_one",
         "_requested",
         "_route_one",
-        "_screened",
         "_temperature",
         "_tolerance",
-        "_underflow",
     )
 
     def __init__(
@@ -124,30 +97,16 @@ class Router:
         chosen = _backends.find(backend)
         self._requested = backend
         self._backend = chosen.NAME
-        self._chains = chosen.CHAINS
-        self._underflow = underflow(self._answers)
-        self._heads = chosen.Heads(self._centroids, self._answers)
         self._tolerance = _validate.tolerance(tolerance)
         self._forced = _validate.precision(precision, PRECISIONS)
-        self._int16: Lazy[_backends.Int16Heads] | None = None
-        self._screened: Lazy[_backends.ScreenedHeads] | None = None
-        make = _backends.certified_heads(chosen)
-        if make is not None:
-            arrays = self._centroids, self._answers
-            self._int16 = Lazy(lambda: make[0](*arrays))
-            self._screened = Lazy(lambda: make[1](*arrays))
-        elif precision in ("int16", "screened"):
-            raise ValueError(f"the {chosen.NAME} backend has no {precision} arithmetic")
+        self._arithmetic = Arithmetic(
+            chosen, self._centroids, self._answers, self._tolerance, self._forced
+        )
         # A backend may have a short way for a single query that needs nothing done to it.
-        self._route_one: _ShortWay = getattr(self._heads, "route_one", _none)
-        self._project_one: _ShortWay = getattr(self._heads, "project_one", _none)
-        self._plans: dict[float, Plan] = {}  # by temperature: predicting one may take 0.3 s
-        plan = self.plan()
-        if plan.checks_rows:
-            self._project_one = _none
-        elif plan.precision == "int16":
-            assert self._int16 is not None
-            self._project_one = self._int16.get().project_one
+        self._route_one: _backends.ShortWay = getattr(
+            self._arithmetic.float32, "route_one", decline
+        )
+        self._project_one = self._arithmetic.project_one(self.plan())
 
     @property
     def temperature(self) -> float:
@@ -197,11 +156,7 @@ class Router:
     @property
     def backend_info(self) -> dict[str, str | int]:
         """What the backend chose for these heads, such as {"isa": "avx512"}."""
-        info = self._heads.info()
-        for name, lazy in (("int16", self._int16), ("screened", self._screened)):
-            if lazy is not None and lazy.made is not None:
-                info[f"{name}_packed_bytes"] = lazy.made.packed_bytes
-        return info
+        return self._arithmetic.info()
 
     def plan(self, temperature: float | None = None) -> Plan:
         """Say which arithmetic `project` uses at a temperature (the router's by default), and why.
@@ -209,88 +164,16 @@ class Router:
         Its `bound` holds for every finite query: ‖projected - exact‖ <= bound · max_k ‖a_k‖.
         """
         tau = self._temperature if temperature is None else _validate.temperature(temperature)
-        plan = self._plans.get(tau)
-        if plan is None:
-            plan = choose(
-                self._forced,
-                self._tolerance,
-                tau,
-                self._float32_bound(tau),
-                self.n_heads,
-                None if self._int16 is None else self._int16_errors,
-                None if self._screened is None else self._screening,
-            )
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
-            self._plans[tau] = plan
-        return plan
-
-    def _float32_bound(self, temperature: float) -> float:
-        bound = float32_bound(self.n_heads, self.query_dim, temperature, chains=self._chains)
-        return bound + self._underflow
-
-    def _int16_errors(self) -> Int16Errors:
-        assert self._int16 is not None
-        rounding = self._int16.get().rounding
-        return Int16Errors(rounding, self.n_heads, self.query_dim, self._underflow)
-
-    def _screened_errors(self) -> ScreenedErrors:
-        assert self._screened is not None
-        return ScreenedErrors(self._screened.get().rounding, self.query_dim, self._underflow)
-
-    def _screening(self, temperature: float) -> Screening | None:
-        if self.query_dim > _MOST_SCREENED_COLUMNS:
-            return None
-        errors = self._screened_errors()
-        return predict(
-            self._centroids,
-            errors.heads,
-            temperature,
-            errors.may_drop(self._tolerance, temperature),
-        )
-
-    def _kernel(self, plan: Plan, return_bound: bool) -> _Kernel:
-        """What projects by a plan: a CertifiedProjection if rows must be accounted for."""
-        tau = plan.temperature
-        if plan.precision == "int16":
-            assert self._int16 is not None
-            heads, errors = self._int16.get(), self._int16_errors()
-            if not (return_bound or plan.checks_rows):
-                return heads.project
-            project: MeasuredKernel = heads.project
-            bounds: Bounds = lambda rounding: errors.bounds(rounding, tau)  # noqa: E731
-        elif plan.precision == "screened":
-            assert self._screened is not None
-            screened, dropping = self._screened.get(), self._screened_errors()
-            may_drop = max(dropping.may_drop(plan.bound, tau), _LEAST_DROPPED)
-
-            def project(
-                queries: Float32, temperature: float, out: Float32, threads: int, rounding: Float32
-            ) -> int:
-                return screened.project(queries, temperature, out, threads, rounding, may_drop)
-
-            bounds = lambda rounding: dropping.bounds(rounding, tau)  # noqa: E731
-        else:
-            return self._heads.project
-        limit = plan.bound if plan.checks_rows else math.inf
-        return CertifiedProjection(
-            project,
-            bounds,
-            limit,
-            self._heads.project,
-            self._float32_bound(tau),
-            keep_bounds=return_bound,
-        )
+        return self._arithmetic.plan(tau)
 
     @overload
     def project(
         self,
         queries: npt.ArrayLike,
         *,
-        temperature: float | None = None,
-        out: Float32 | None = None,
-        num_threads: int | None = None,
         return_bound: Literal[False] = False,
+        stats: Literal[False] = False,
+        **options: Unpack[_Options],
     ) -> Float32: ...
 
     @overload
@@ -298,50 +181,91 @@ class Router:
         self,
         queries: npt.ArrayLike,
         *,
-        temperature: float | None = None,
-        out: Float32 | None = None,
-        num_threads: int | None = None,
         return_bound: Literal[True],
+        stats: Literal[False] = False,
+        **options: Unpack[_Options],
     ) -> tuple[Float32, Float32]: ...
+
+    @overload
+    def project(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        return_bound: Literal[False] = False,
+        stats: Literal[True],
+        **options: Unpack[_Options],
+    ) -> tuple[Float32, Stats]: ...
+
+    @overload
+    def project(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        return_bound: Literal[True],
+        stats: Literal[True],
+        **options: Unpack[_Options],
+    ) -> tuple[Float32, Float32, Stats]: ...
 
     def project(
         self,
         queries: npt.ArrayLike,
         *,
         temperature: float | None = None,
-        out: Float32 | None = None,
+        out: npt.NDArray[Any] | None = None,
         num_threads: int | None = None,
         return_bound: bool = False,
-    ) -> Float32 | tuple[Float32, Float32]:
+        stats: bool = False,
+    ) -> Any:
         """Return p = Σ_k w_k a_k for every query: (N, e) float32, (e,) for one query of shape (d,).
 
         Args:
             queries: (N, d) or (d,).
             temperature: τ of this call, instead of the router's.
-            out: where to write: float32, of the result's shape, C-contiguous, clear of the queries'
-                memory.
+            out: where to write, and what to return: float32 or float16, of the result's shape,
+                C-contiguous, clear of the queries' memory.
             num_threads: threads of this call, instead of `get_num_threads()`.
             return_bound: return (projected, bound); bound, (N,) or (), is certainly not below
-                ‖projected - exact‖ / max_k ‖a_k‖.
+                ‖projected - exact‖ / max_k ‖a_k‖, before rounding to a float16 `out`.
+            stats: return (projected, Stats), or (projected, bound, Stats): see
+                `headroute.Stats`. They come from the same pass, which is then float32's.
 
         Raises TypeError for queries that are not real numbers, and ValueError for a wrong shape, an
         unfit `out` (before anything is written), or a query with a NaN or infinity, named by its
         number; `out` is then unspecified.
         """
-        if temperature is None and num_threads is None and not return_bound:
+        plain = not (return_bound or stats)
+        if plain and temperature is None and num_threads is None:
             short = self._project_one(queries, self._temperature, out)
             if short is not None:
                 return short
-        width = self._answers.shape[1]
-        plan = self.plan(temperature)
-        kernel = self._kernel(plan, return_bound)
-        projected = self._run(kernel, width, queries, temperature, out, num_threads)
-        if not return_bound:
-            return projected
-        bound = np.full(projected.shape[:-1], plan.bound)
-        if isinstance(kernel, CertifiedProjection) and kernel.bounds:
-            bound = np.concatenate(kernel.bounds).reshape(bound.shape)
-        return projected, np.nextafter(bound.astype(np.float32), np.float32(np.inf))
+        array = _validate.queries(queries, self.query_dim)
+        tau, threads = self._options(temperature, num_threads)
+        shape = (*array.shape[:-1], self.answer_dim)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        else:
+            _validate.output(out, shape, array, halves=True)
+        rows, projected = np.atleast_2d(array), np.atleast_2d(out)
+        arithmetic = self._arithmetic
+        plan = arithmetic.plan(tau)
+        run = Run(rows, tau, threads, halves=arithmetic.halves)
+        if plain:
+            run(arithmetic.kernel(plan), projected)
+            return out
+        result: list[Any] = [out]
+        bound = np.full(len(rows), plan.bound)
+        if stats:
+            raw = np.empty((len(rows), 3), np.float32)
+            run(arithmetic.project_with_stats, projected, raw)
+            result.append(stats_of(raw, tau, array.shape[:-1]))
+        elif plan.precision == "float32":
+            run(arithmetic.float32.project, projected)
+        else:
+            run(arithmetic.certified(plan).with_bounds, projected, bound)
+        if return_bound:
+            rounded = np.nextafter(bound.astype(np.float32), np.float32(np.inf))
+            result.insert(1, rounded.reshape(array.shape[:-1]))
+        return tuple(result)
 
     def route(
         self,
@@ -360,8 +284,17 @@ class Router:
             short = self._route_one(queries, self._temperature, out)
             if short is not None:
                 return short
-        width = self._centroids.shape[0]
-        return self._run(self._heads.route, width, queries, temperature, out, num_threads)
+        array = _validate.queries(queries, self.query_dim)
+        options = self._options(temperature, num_threads)
+        shape = (*array.shape[:-1], self.n_heads)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        else:
+            _validate.output(out, shape, array, halves=False)
+        arithmetic = self._arithmetic
+        run = Run(np.atleast_2d(array), *options, halves=arithmetic.halves)
+        run(arithmetic.float32.route, np.atleast_2d(out))
+        return out
 
     def top_heads(
         self,
@@ -371,29 +304,68 @@ class Router:
         temperature: float | None = None,
         num_threads: int | None = None,
     ) -> TopHeads:
-        """Return the k heads of most weight for every query, best first; equal weights by lower
-        index.
+        """Return the k heads of most weight for every query, best first; equal ones by lower index.
 
         The weights are those of the softmax over all K heads. Indices are int64 and weights
-        float32, both (N, k), or (k,) for one query. The N×K weights are never held at once.
+        float32, both (N, k), or (k,) for one query. They are found in one pass over the heads; the
+        N×K weights are never held.
 
         Raises ValueError for k outside 1..K, and what `project` raises.
         """
         array = _validate.queries(queries, self.query_dim)
-        k = _validate.top_k(k, self.n_heads)
+        k = _validate.top_k(k, self.n_heads, "heads")
         options = self._options(temperature, num_threads)
         rows = np.atleast_2d(array)
         indices = np.empty((len(rows), k), np.int64)
         weights = np.empty((len(rows), k), np.float32)
-        step = max(1, _TOP_BLOCK_BYTES // (4 * self.n_heads))
-        buffer = np.empty((min(step, len(rows)), self.n_heads), np.float32)
-        for start in range(0, len(rows), step):
-            block = slice(start, start + step)
-            part = buffer[: len(rows[block])]
-            _fill(self._heads.route, rows[block], part, options, first_row=start)
-            indices[block], weights[block] = _best(part, k)
+        run = Run(rows, *options, halves=self._arithmetic.halves)
+        run(self._arithmetic.top_heads, indices, weights)
         shape = (*array.shape[:-1], k)
         return TopHeads(indices.reshape(shape), weights.reshape(shape))
+
+    def score_answers(
+        self,
+        queries: npt.ArrayLike,
+        documents: npt.ArrayLike,
+        k: int,
+        *,
+        temperature: float | None = None,
+        num_threads: int | None = None,
+    ) -> RankedDocuments:
+        """Return the k documents of the largest dot product with every query's projection, best
+        first; equal ones by lower index.
+
+        Args:
+            documents: (D, e) real numbers, finite. Normalise them to rank by cosine: the length of
+                the projection is the same for all documents of a query.
+
+        With fewer heads than columns the projections are never formed: the answers' products with
+        the documents are made once. Scores are those of the projections up to float32 rounding, in
+        any case. Neither N×D nor N×K is held at once.
+
+        Raises ValueError for k outside 1..D, and what `project` raises.
+        """
+        array = _validate.queries(queries, self.query_dim)
+        columns = _validate.documents(documents, self.answer_dim)
+        k = _validate.top_k(k, len(columns), "documents")
+        tau, threads = self._options(temperature, num_threads)
+        rows = np.atleast_2d(array)
+        by_weights = ranking.by_weights(len(rows), len(columns), self.n_heads, self.answer_dim)
+        kernel: Kernel
+        if by_weights:
+            kernel, right = self._arithmetic.float32.route, self._answers @ columns.T
+        else:
+            kernel, right = self._arithmetic.kernel(self.plan(tau)), columns.T
+
+        def left(part: slice) -> Float32:
+            result = np.empty((len(rows[part]), len(right)), np.float32)
+            run = Run(rows[part], tau, threads, halves=self._arithmetic.halves)
+            run(kernel, result, first_row=part.start)
+            return result
+
+        shape = (*array.shape[:-1], k)
+        indices, scores = ranking.rank(left, len(rows), right, k)
+        return RankedDocuments(indices.reshape(shape), scores.reshape(shape))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the router to one safetensors file: tensors `centroids` and `answers`, the rest in
@@ -402,27 +374,12 @@ class Router:
         The file appears whole or not at all: it is written beside its place, flushed to disk and
         moved there.
         """
-        from safetensors.numpy import save
-
-        metadata = {
-            "format": _FILE_FORMAT,
-            "version": _FILE_VERSION,
-            "temperature": repr(self._temperature),
-            "names": json.dumps(self._names),
-        }
-        content = save({"centroids": self._centroids, "answers": self._answers}, metadata)
-        path = os.fspath(path)
-        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        router_file.write(
+            path,
+            router_file.StoredRouter(
+                self._centroids, self._answers, self._temperature, self._names
+            ),
+        )
 
     @classmethod
     def load(
@@ -438,33 +395,19 @@ class Router:
         Raises OSError when the file cannot be opened, and ValueError, with the path, when it is not
         a router's file.
         """
-        from safetensors import SafetensorError, safe_open
-
         _backends.find(backend)  # a backend that cannot run here is not the file's fault
-        with open(
-            path, "rb"
-        ):  # nor is a missing file or permission, which safe_open reports as if it were
-            pass
         try:
-            with safe_open(os.fspath(path), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if (metadata.get("format"), metadata.get("version")) != (
-                    _FILE_FORMAT,
-                    _FILE_VERSION,
-                ):
-                    raise ValueError(
-                        f"its header does not say {_FILE_FORMAT}, version {_FILE_VERSION}"
-                    )
-                return cls(
-                    file.get_tensor("centroids"),
-                    file.get_tensor("answers"),
-                    temperature=float(metadata["temperature"]),
-                    names=json.loads(metadata["names"]),
-                    backend=backend,
-                    tolerance=tolerance,
-                    precision=precision,
-                )
-        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            stored = router_file.read(path)
+            return cls(
+                stored.centroids,
+                stored.answers,
+                temperature=stored.temperature,
+                names=stored.names,
+                backend=backend,
+                tolerance=tolerance,
+                precision=precision,
+            )
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} is not a router's file: {error}") from error
 
     def __repr__(self) -> str:
@@ -492,63 +435,11 @@ class Router:
             self._forced,
         )
 
-    def _run(
-        self,
-        kernel: _Kernel,
-        width: int,
-        queries: npt.ArrayLike,
-        temperature: float | None,
-        out: Float32 | None,
-        num_threads: int | None,
-    ) -> Float32:
-        array = _validate.queries(queries, self._centroids.shape[1])
-        options = self._options(temperature, num_threads)
-        shape = (*array.shape[:-1], width)
-        if out is None:
-            out = np.empty(shape, np.float32)
-        else:
-            _validate.output(out, shape, array)
-        if array.ndim == 2:
-            _fill(kernel, array, out, options)
-        else:
-            _fill(kernel, array[np.newaxis], out[np.newaxis], options)
-        return out
-
     def _options(self, temperature: float | None, num_threads: int | None) -> tuple[float, int]:
         return (
             self._temperature if temperature is None else _validate.temperature(temperature),
             get_num_threads() if num_threads is None else _validate.num_threads(num_threads),
         )
-
-
-def _fill(
-    kernel: _Kernel,
-    rows: npt.NDArray[Any],
-    out: Float32,
-    options: tuple[float, int],
-    first_row: int = 0,
-) -> None:
-    """Run checked queries (n, d) through a backend into out.
-
-    `first_row` is the number of rows[0] in the whole input.
-    """
-    temperature, threads = options
-    start, bad = 0, -1
-    if len(rows) == 0:
-        return
-    if _validate.is_float32_rows(rows):
-        bad = kernel(rows, temperature, out, threads)
-    else:
-        for start, block in _validate.float32_blocks(rows):
-            bad = kernel(block, temperature, out[start : start + len(block)], threads)
-            if bad >= 0:
-                break
-    if bad >= 0:
-        raise ValueError(f"query {first_row + start + bad} has a NaN or infinity in it")
-
-
-def _none(query: object, temperature: float, out: object) -> None:
-    """The short way of a backend that has none."""
 
 
 def _read_only(array: Float32) -> Float32:
@@ -575,19 +466,3 @@ def _rebuild(
         tolerance=tolerance,
         precision=precision,
     )
-
-
-def _best(weights: Float32, k: int) -> tuple[npt.NDArray[np.int64], Float32]:
-    """The k largest of each row of weights (n, K), in order.
-
-    Equal ones go by lower index, which argpartition cannot promise.
-    """
-    kth = np.partition(weights, -k, axis=1)[:, -k, np.newaxis]
-    above = weights > kth
-    equal = weights == kth
-    places = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= places))
-    indices = np.nonzero(chosen)[1].reshape(len(weights), k)
-    values = np.take_along_axis(weights, indices, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)

@@ -24,13 +24,16 @@ class Heads(Protocol):
     """Heads made ready for many calls. Everything it is given has been checked.
 
     `queries` is float32 (n, d), n >= 1, unit column stride, any row stride, perhaps read-only.
-    `out` is float32, C-contiguous, (n, e) for `project` and (n, K) for `route`. Both return the
+    `out` is float32, C-contiguous, (n, e) for `project` and (n, K) for `route`; queries, and the
+    `out` of `project`, may be float16 too where the backend says `HALVES`. Both return the
     index of the first row with a NaN or infinity, or -1; `out` is unspecified unless it is -1. A
     zero query gets uniform weights. A finite row whose squared norm over- or underflows float32
     gets the exact result.
 
     A backend may also have `project_one` and `route_one` (query, temperature, out), unchecked: the
-    result for one query (d,) that needs nothing done to it, or None to be called the usual way.
+    result for one query (d,) that needs nothing done to it, or None to be called the usual way. And
+    it may have `top_heads` and `project_with_stats`, in place of those of
+    `headroute._from_weights`.
     """
 
     def project(
@@ -89,6 +92,7 @@ class ScreenedHeads(Protocol):
     ) -> int: ...
 
 
+ShortWay = Callable[[object, float, object], Float32 | None]
 MakeInt16Heads = Callable[[Float32, Float32], Int16Heads]  # arguments as of _MakeHeads
 MakeScreenedHeads = Callable[[Float32, Float32], ScreenedHeads]
 
@@ -103,6 +107,7 @@ class Backend(Protocol):
 
     NAME: str
     CHAINS: bool  # whether its sums are short chains: `headroute.precision.float32_bound`
+    HALVES: bool  # whether it reads and writes float16 itself
     Heads: _MakeHeads
 
     def unavailable(self) -> str | None:

@@ -36,6 +36,7 @@ from headroute._validate import Float32
 
 NAME = "numba"
 CHAINS = False
+HALVES = False
 
 _LANES, _ROWS = tile_shape()
 _PANEL = 2 * _LANES

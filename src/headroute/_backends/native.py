@@ -46,6 +46,7 @@ def _chosen_isa() -> str:
 
 # Sums are cut into chains (`headroute.precision.float32_bound`).
 CHAINS = True
+HALVES = True
 
 
 class Heads:
@@ -56,8 +57,14 @@ class Heads:
         # The bound methods of the extension, so that one short query does not pay for a call more.
         self.project = self._engine.project
         self.route = self._engine.route
+        self.top_heads = self._engine.top_heads
         self.project_one = self._engine.project_one
         self.route_one = self._engine.route_one
+
+    def project_with_stats(
+        self, queries: Float32, temperature: float, out: Float32, stats: Float32, num_threads: int
+    ) -> int:
+        return self._engine.project(queries, temperature, out, num_threads, stats=stats)
 
     def info(self) -> dict[str, str | int]:
         return {"isa": self._engine.isa, "packed_bytes": self._engine.packed_bytes}

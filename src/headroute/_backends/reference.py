@@ -12,6 +12,7 @@ from headroute._validate import Float32
 
 NAME = "reference"
 CHAINS = False
+HALVES = False
 
 Float64 = npt.NDArray[np.float64]
 

@@ -1,0 +1,26 @@
+// Everything that is compiled for an instruction set, and the table of it. Included by each isa_*.cpp, which sets the
+// flags and names the result.
+#include "projection_kernel.inl"
+//
+#include "int16_kernel.inl"
+//
+#include "screened_kernel.inl"
+#include "shared_tile.inl"
+
+namespace {
+
+constexpr headroute::Kernel make_kernel(const char* name) {
+    return {name,
+            kLanes,
+            kRows,
+            Screen::kValues,
+            project,
+            route,
+            top_heads,
+            project_int16,
+            project_screened,
+            shared_kernel<Float32Steps>(),
+            shared_kernel<Int16Steps>()};
+}
+
+}  // namespace
