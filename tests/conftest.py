@@ -1,4 +1,5 @@
-"""A test that asks for `backend` runs on every backend and every instruction set of the machine."""
+"""A test that asks for `backend` runs on every backend and every instruction set of the machine; one
+that asks for `isa` on every instruction set of the native backend."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,21 @@ def backend(request, monkeypatch):
     if isa is not None:
         monkeypatch.setenv("HEADROUTE_ISA", isa)
     return name
+
+
+_NATIVE = build_info()["native"] or {"isas_available": []}
+_ISAS = _NATIVE["isas_available"]
+
+
+@pytest.fixture(params=_ISAS, ids=[f"native-{isa}" for isa in _ISAS])
+def isa(request, monkeypatch):
+    """An instruction set of the native backend, which HEADROUTE_ISA is set to.
+
+    Tests that ask for it are about what that backend alone has or promises, and are skipped
+    without it.
+    """
+    monkeypatch.setenv("HEADROUTE_ISA", request.param)
+    return request.param
 
 
 @pytest.fixture

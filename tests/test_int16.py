@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 from accuracy import exact
 
-from headroute import Router, available_backends, build_info
+from headroute import Router, available_backends
 
-if "native" not in available_backends():
-    pytest.skip(build_info()["unavailable"]["native"], allow_module_level=True)
-
-ISAS = build_info()["native"]["isas_available"]
 TEMPERATURES = (0.001, 0.02, 0.1, 1.0, 100.0)
-
-
-@pytest.fixture(params=ISAS, ids=[f"native-{isa}" for isa in ISAS])
-def isa(request, monkeypatch):
-    monkeypatch.setenv("HEADROUTE_ISA", request.param)
-    return request.param
 
 
 def errors(projected, queries, router, temperature):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from headroute import Router, TopHeads, available_backends, build_info
+from headroute._backends.reference import unit
 
 
 def heads(rng, n_heads=10, d=6, e=4):
@@ -246,6 +247,24 @@ def test_top_heads_over_many_blocks(backend, rng):
     queries[333, 2] = np.nan
     with pytest.raises(ValueError, match="query 333 has"):
         router.top_heads(queries, 2)
+
+
+def test_top_heads_of_all_heads_are_all_heads(backend, rng):
+    """k = K over several blocks, half of the heads twice: a heap of thousands, with ties."""
+    half, _ = heads(rng, 1500, 6, 4)
+    router = Router(np.concatenate([half, half]), np.ones((3000, 1)), backend=backend)
+    queries = rng.standard_normal((15, 6)).astype(np.float32)
+    indices, weights = router.top_heads(queries, 3000)
+    np.testing.assert_array_equal(np.sort(indices, axis=1), [np.arange(3000)] * 15)
+    assert (np.diff(weights, axis=1) <= 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    cosines = unit(queries.astype(np.float64)) @ unit(router.centroids.astype(np.float64)).T
+    ordered = np.take_along_axis(cosines, indices, axis=1)
+    assert (np.diff(ordered, axis=1) <= 1e-6).all()
+    first, second = indices[:, 0::2], indices[:, 1::2]  # twins, the lower index first
+    assert (second - first == 1500).mean() > 0.99
+    fewer = router.top_heads(queries, 37)
+    np.testing.assert_array_equal(fewer.indices, indices[:, :37])
 
 
 # ---- files, copies

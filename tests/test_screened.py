@@ -5,18 +5,7 @@ import numpy as np
 import pytest
 from accuracy import exact
 
-from headroute import Router, available_backends, build_info
-
-if "native" not in available_backends():
-    pytest.skip(build_info()["unavailable"]["native"], allow_module_level=True)
-
-ISAS = build_info()["native"]["isas_available"]
-
-
-@pytest.fixture(params=ISAS, ids=[f"native-{isa}" for isa in ISAS])
-def isa(request, monkeypatch):
-    monkeypatch.setenv("HEADROUTE_ISA", request.param)
-    return request.param
+from headroute import Router
 
 
 def clustered(rng, n_heads, d, e, spread=0.7):

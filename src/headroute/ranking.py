@@ -45,16 +45,28 @@ def rank(
     documents' side. N×D is never held at once.
     """
     n_documents = right.shape[1]
+
+    def products(rows: slice, part: Float32, first: int) -> Float32:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = part @ right[:, first : first + piece]
+        if not np.isfinite(result).all():
+            query, document = np.argwhere(~np.isfinite(result))[0]
+            raise ValueError(
+                f"query {rows.start + query} and document {first + document} have a dot product "
+                "larger than float32 holds"
+            )
+        return result
+
     indices = np.empty((n_queries, k), np.int64)
     scores = np.empty((n_queries, k), np.float32)
-    step = min(n_queries, _ROWS)
+    step = max(1, min(n_queries, _ROWS))
     piece = max(k, _SCORE_BYTES // (4 * step))
     for start in range(0, n_queries, step):
         rows = slice(start, min(start + step, n_queries))
         part = left(rows)
-        where, best = k_best(part @ right[:, :piece], k)
+        where, best = k_best(products(rows, part, 0), k)
         for first in range(piece, n_documents, piece):
-            fresh = part @ right[:, first : first + piece]
+            fresh = products(rows, part, first)
             hit = np.flatnonzero((fresh > best[:, -1:]).any(axis=1))
             # Those found before come first: theirs are the lower indices.
             columns, best[hit] = k_best(np.hstack([best[hit], fresh[hit]]), k)
