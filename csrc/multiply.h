@@ -51,8 +51,8 @@ struct Float32 {
 struct Int16Pairs {
     using Element = std::int32_t;
     using Vector = vint;
-    HR_MEMBER static Vector splat(Element x) { return splat_int(x); }
-    HR_MEMBER static Vector multiply_add(Vector a, Vector b, Vector sum) { return add_pairs(a, b, sum); }
+    HR_MEMBER static vpair splat(Element x) { return splat_pair(x); }
+    HR_MEMBER static Vector multiply_add(vpair a, Vector b, Vector sum) { return add_pairs(a, b, sum); }
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
 
     // How rows are rounded (fixed_packer.h): values in an element, the largest, what is added to them, whether sums
@@ -124,7 +124,7 @@ HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const 
         for (std::size_t j = 0; j < VECTORS; ++j) b[j] = load(panel + (j / 2) * panel_stride + (j % 2) * kLanes);
 #pragma GCC unroll 16
         for (std::size_t m = 0; m < ROWS; ++m) {
-            const Vector a = Arithmetic::splat(strips[m * kStrip + k]);
+            const auto a = Arithmetic::splat(strips[m * kStrip + k]);
 #pragma GCC unroll 8
             for (std::size_t j = 0; j < VECTORS; ++j) acc[m][j] = Arithmetic::multiply_add(a, b[j], acc[m][j]);
         }

@@ -53,6 +53,8 @@ HR_INLINE unsigned at_least(vfloat a, float b) {
     return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, _mm256_set1_ps(b), _CMP_GE_OQ)));
 #elif defined(__SSE2__)
     return static_cast<unsigned>(_mm_movemask_ps(_mm_cmpge_ps((__m128)a, _mm_set1_ps(b))));
+#elif defined(__aarch64__)
+    return vaddvq_u32(vandq_u32(vcgeq_f32((float32x4_t)a, vdupq_n_f32(b)), uint32x4_t{1, 2, 4, 8}));
 #else
     unsigned mask = 0;
     for (std::size_t i = 0; i < kLanes; ++i) mask |= static_cast<unsigned>(a[i] >= b) << i;
@@ -197,8 +199,17 @@ HR_INLINE vfloat load_half_partial(const half* p, std::size_t n) {
 }
 #endif
 
-// sum + a[0] · b[0] + a[1] · b[1], of the two int16 in every lane.
-HR_INLINE vint add_pairs(vint a, vint b, vint sum) {
+// Two int16 for every lane of add_pairs(); NEON takes them from any vector that begins with them.
+#if defined(__ARM_NEON)
+typedef int16x4_t vpair;
+HR_INLINE vpair splat_pair(std::int32_t x) { return vcreate_s16(static_cast<std::uint32_t>(x)); }
+#else
+typedef vint vpair;
+HR_INLINE vpair splat_pair(std::int32_t x) { return splat_int(x); }
+#endif
+
+// sum + a[0] · b[0] + a[1] · b[1], of the two int16 in every lane of b.
+HR_INLINE vint add_pairs(vpair a, vint b, vint sum) {
 #if defined(__AVX512VNNI__)
     return (vint)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif defined(__AVX512BW__)
@@ -207,6 +218,9 @@ HR_INLINE vint add_pairs(vint a, vint b, vint sum) {
     return sum + (vint)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
     return sum + (vint)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__ARM_NEON)
+    const int32x4_t low = vmlal_lane_s16((int32x4_t)sum, vmovn_s32((int32x4_t)b), a, 0);
+    return (vint)vmlal_lane_s16(low, vshrn_n_s32((int32x4_t)b, 16), a, 1);
 #else
     return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
