@@ -30,6 +30,7 @@ constexpr std::size_t kLanes = 4;
 
 typedef float vfloat __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef std::uint32_t vuint __attribute__((vector_size(4 * kLanes)));
 typedef float vfloat_unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 HR_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
@@ -295,7 +296,8 @@ HR_INLINE vfloat exp2_nonpositive(vfloat y) {
     const vfloat clamped = max(y, smallest);
     const vfloat biased = clamped + splat(kRoundBias);
     const vfloat p = polynomial(clamped - (biased - splat(kRoundBias)));
-    return select(y < smallest, zero(), (vfloat)((vint)p + ((vint)biased << 23)));
+    // Unsigned, so that lanes which nobody uses may hold anything.
+    return select(y < smallest, zero(), (vfloat)((vuint)p + ((vuint)biased << 23)));
 #endif
 }
 
