@@ -1,5 +1,6 @@
-"""A test that asks for `backend` runs on every backend and every instruction set of the machine; one
-that asks for `isa` on every instruction set of the native backend."""
+"""Fixtures: a test that asks for `backend` runs on every backend and every instruction set of the
+machine, one that asks for `isa` on every instruction set of the native backend.
+"""
 
 from collections.abc import Iterator
 from typing import Any

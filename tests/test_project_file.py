@@ -48,6 +48,17 @@ def test_the_rows_of_the_router(tmp_path, heads, queries, dtype) -> None:
     assert report.rows_per_second == report.rows / report.seconds
 
 
+def test_float16_output(tmp_path, heads, queries) -> None:
+    heads.save(tmp_path / "heads")
+    save(tmp_path / "q.npy", queries.astype(np.float16))
+    arguments = ["project", str(tmp_path / "q.npy"), "--router", str(tmp_path / "heads")]
+    assert main([*arguments, "-o", str(tmp_path / "p.npy"), "--dtype", "float16"]) == 0
+    projected = np.load(tmp_path / "p.npy")
+    assert projected.dtype == np.float16
+    expected = heads.project(queries.astype(np.float16)).astype(np.float16)
+    np.testing.assert_array_equal(projected, expected)
+
+
 def test_fortran_order(tmp_path, heads, queries) -> None:
     project_file(heads, save(tmp_path / "q.npy", np.asfortranarray(queries)), tmp_path / "p.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))

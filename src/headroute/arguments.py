@@ -153,7 +153,7 @@ projection. Shows the answers and the heads that weigh most.""",
         "project",
         "project a .npy file of query embeddings",
         """\
-Project every row of a .npy file, (queries, dimension), into a float32 .npy
+Project every row of a .npy file, (queries, dimension), into another .npy
 file. Both files are memory-mapped and may be larger than memory. The output
 appears when it is complete, in place of what was there. A row with a NaN or
 infinity ends the run with its number; rows count from 0.""",
@@ -176,6 +176,12 @@ infinity ends the run with its number; rows count from 0.""",
         metavar="E",
         help="largest error to accept, as a part of the longest answer's length; "
         "0.01 may be twice as fast (default: 0, float32)",
+    )
+    sub.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of the output: float16 is half as large, rounded once (default: float32)",
     )
     sub.add_argument(
         "--threads", type=at_least_1, metavar="N", help="threads (default: one a usable CPU)"

@@ -1,6 +1,6 @@
 """Project a .npy file of queries into a .npy file, both memory-mapped, in blocks of rows.
 
-    queries.npy (N, d), any real dtype, C or Fortran order  →  projected.npy (N, e) float32
+    queries.npy (N, d), any real dtype, C or Fortran order  →  projected.npy (N, e) float32, float16
 
 Memory stays constant: pages that were read or written are given back after each block. (In Fortran
 order a block has pages from all over the file; the system can take these back when it needs them.)
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from headroute.progress import progress_bar
@@ -51,8 +52,10 @@ def project_file(
     heads_path: Path | None = None,
     temperature: float | None = None,
     num_threads: int | None = None,
+    dtype: npt.DTypeLike = np.float32,
 ) -> ProjectionReport:
-    """Project every row of `queries_path` (N, d) and leave the result (N, e) at `output_path`.
+    """Project every row of `queries_path` (N, d) and leave the result (N, e) at `output_path`, as
+    float32 or float16.
 
     An existing output is replaced, but for the queries themselves and the file that the router came
     from, `heads_path`.
@@ -71,7 +74,7 @@ def project_file(
     )  # every check but the rows' own
     zero_queries = 0
     with (
-        new_npy(Path(os.path.realpath(output_path)), (rows, router.answer_dim)) as projected,
+        new_npy(Path(os.path.realpath(output_path)), (rows, router.answer_dim), dtype) as projected,
         progress_bar(rows, "Projecting", "query") as bar,
     ):
         for block in row_blocks(rows, max(query_dim * queries.itemsize, router.answer_dim * 4)):
@@ -130,16 +133,17 @@ def check_output(output_path: Path, inputs: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def new_npy(path: Path, shape: tuple[int, int]) -> Iterator[np.memmap]:
-    """A float32 map of `shape`; it becomes the file `path` when the block ends without an error."""
+def new_npy(path: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> Iterator[np.memmap]:
+    """A map of `shape`; it becomes the file `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:  # from before the file is there, so that Ctrl-C leaves none behind
         try:
             with open(temporary, "xb") as file:
-                header = np.lib.format.header_data_from_array_1_0(np.empty((0, 0), np.float32))
+                nothing = np.empty((0, 0), dtype)
+                header = np.lib.format.header_data_from_array_1_0(nothing)
                 np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
                 file.flush()
-                size = file.tell() + 4 * shape[0] * shape[1]
+                size = file.tell() + nothing.itemsize * shape[0] * shape[1]
                 if hasattr(os, "posix_fallocate"):
                     # On a full disk, writing through the map would be a SIGBUS; this is an OSError.
                     os.posix_fallocate(file.fileno(), 0, size)

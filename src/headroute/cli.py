@@ -190,6 +190,7 @@ def command_project(args: argparse.Namespace) -> int:
         heads_path=args.router or args.db,
         temperature=args.temperature,
         num_threads=args.threads,
+        dtype=args.dtype,
     )
     emit(args, report, projection_text(report))
     return 0

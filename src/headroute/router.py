@@ -221,8 +221,8 @@ class Router:
         Args:
             queries: (N, d) or (d,).
             temperature: τ of this call, instead of the router's.
-            out: where to write, and what to return: float32 or float16, of the result's shape,
-                C-contiguous, clear of the queries' memory.
+            out: where to write, and what to return: float32, or float16 (infinite from 65,520 on),
+                of the result's shape, C-contiguous, clear of the queries' memory.
             num_threads: threads of this call, instead of `get_num_threads()`.
             return_bound: return (projected, bound); bound, (N,) or (), is certainly not below
                 ‖projected - exact‖ / max_k ‖a_k‖, before rounding to a float16 `out`.
