@@ -25,11 +25,12 @@ class ReplayClock:
 CLOCK = ReplayClock()
 
 
-def contender(name: str, *packages: str) -> Any:
-    """A parameter that is skipped, with the reason, when a package is missing."""
+def contender(name: str, *packages: str, unless: str | None = None) -> Any:
+    """A parameter that is skipped when a package is missing, or for the reason `unless`."""
     absent = missing(packages)
-    reason = f"{' and '.join(absent)} not installed"
-    return pytest.param(name, marks=pytest.mark.skipif(bool(absent), reason=reason))
+    reason = unless or f"{' and '.join(absent)} not installed"
+    skipped = unless is not None or bool(absent)
+    return pytest.param(name, marks=pytest.mark.skipif(skipped, reason=reason))
 
 
 class Result:

@@ -1,8 +1,8 @@
 """Projection of many queries: headroute, also in int16, beside its peers, from 16 to 16,384 heads.
 
 d = e = 384, τ = 0.1, all threads. The peers come twice: called once on everything, as headroute is,
-and fed in blocks that fit the caches. NumPy's own 2048³ product runs in every race, so that its
-GFLOP/s are those of the same minutes.
+and fed in blocks that fit the caches. NumPy's own 2048³ product and the machine's ceilings run in
+every race, so that their figures are those of the same minutes.
 
 One number of heads: `pytest benchmarks -k K256` (for 16 heads `-k K16-`, which K16384 lacks).
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from arena import HoldRace, Result, contender
+from ceilings import ARITHMETICS, COPY, ceiling, ceiling_contenders
 from peers import PEERS, block_rows, router_runner, sgemm_runner
 from problem import Problem, Runner
 
@@ -20,6 +21,7 @@ HEADS = (16, 64, 256, 1024, 4096, 16384)
 SGEMM = 2048
 # Of one component; the answers have unit norm, and a whole row is off by about 1e-4.
 INT16_TOLERANCE = 1e-4
+CEILINGS = (*ARITHMETICS, COPY)
 RACE_SECONDS = 60.0  # a race takes at least 7 rounds, however long they last
 
 
@@ -59,7 +61,11 @@ def result(problem: Problem, hold_race: HoldRace) -> Result:
         )
         for name, (build, _) in CONTENDERS.items()
     }
-    return hold_race(builders | {"sgemm": lambda: sgemm_runner(SGEMM)}, RACE_SECONDS)
+    machine: dict[str, Callable[[], Any]] = {
+        f"ceiling-{name}": lambda name=name: ceiling(name).run for name in CEILINGS
+    }
+    machine["sgemm"] = lambda: sgemm_runner(SGEMM)
+    return hold_race(builders | machine, RACE_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +81,10 @@ def test_sgemm(problem: Problem, result: Result, contender: str, benchmark: Any)
     benchmark.group = f"NumPy's {SGEMM}³ sgemm, in the race of K={problem.n_heads}"
     facts = {"heads": problem.n_heads, "queries": 1, "flop": 2 * SGEMM**3}
     result.replay(benchmark, contender, suite="sgemm", **facts)
+
+
+@pytest.mark.parametrize("contender", ceiling_contenders(*CEILINGS))
+def test_ceiling(problem: Problem, result: Result, contender: str, benchmark: Any) -> None:
+    benchmark.group = f"ceilings, in the race of K={problem.n_heads}"
+    facts = ceiling(contender.removeprefix("ceiling-")).facts(problem.n_heads)
+    result.replay(benchmark, contender, **facts)
