@@ -20,7 +20,7 @@ def describe_machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "caches": _caches(),
         "governor": _read(_CPU / "cpu0/cpufreq/scaling_governor") or "unknown",
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory_gib("MemTotal"),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
@@ -50,9 +50,10 @@ def _caches() -> list[str]:
     ]
 
 
-def _memory_gib() -> float | None:
+def memory_gib(field: str) -> float | None:
+    """A field of /proc/meminfo, such as MemTotal or MemAvailable."""
     for line in _read(Path("/proc/meminfo")).splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{field}:"):
             return round(int(line.split()[1]) / (1 << 20), 1)
     return None
 
