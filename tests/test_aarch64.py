@@ -187,7 +187,8 @@ def judged(tmp_path_factory):
     run = subprocess.run(
         [emulator, program, folder / "cases", folder / "results"], capture_output=True, text=True
     )
-    assert (run.returncode, run.stdout, run.stderr) == (0, f"{len(cases)} cases\n", "")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"{len(cases)} cases\n"
     with open(folder / "results", "rb") as file:
         results = [read_results(file, case) for case in cases]
         assert file.read() == b""
