@@ -87,10 +87,10 @@ def _compiler() -> str | None:
 
 
 def _isa_flags() -> list[str]:
-    """Those of CMakeLists.txt for the instruction set in use."""
+    """Those of CMakeLists.txt for the instruction set in use; the baseline has none."""
     text = (_HERE.parent / "CMakeLists.txt").read_text()
-    (flags,) = re.findall(rf"add_isa\({_NATIVE['isa']}\b(.*)\)", text)
-    return str(flags).split()
+    found = re.search(rf"set\({_NATIVE['isa']} (-m.*)\)", text)
+    return found[1].split() if found else []
 
 
 @cache
