@@ -17,7 +17,7 @@ def draw_times(run: Run, path: Path) -> bool:
     if not names:
         return False
     colours = {"headroute": OURS, "numba": BACKEND}
-    figure, axes = _axes()
+    figure, axes = new_axes()
     ends = []
     for name in names:
         marks = [(k, race[name].ns_per_query) for k, race in races if name in race]
@@ -53,7 +53,7 @@ def draw_times(run: Run, path: Path) -> bool:
     axes.set_xticks(heads, [f"{k:,}" for k in heads])
     axes.set_xlim(2.6, heads[-1] * 1.25)
     axes.set_xlabel("heads K")
-    _finish(
+    finish(
         figure,
         axes,
         f"Nanoseconds a query, {run.machine['threads']} threads, d = e = 384 (lower is better)",
@@ -68,7 +68,7 @@ def draw_roofline(run: Run, path: Path) -> bool:
     bandwidth = run.usual_ceiling("copy")
     if not ours or bandwidth is None:
         return False
-    figure, axes = _axes()
+    figure, axes = new_axes()
     left, right = 2.0, 4 * max(point.intensity for point in ours)
     colours = {"float32": OURS, "int16": INT16, "int8": INT8}
     highest = 0.0
@@ -108,7 +108,7 @@ def draw_roofline(run: Run, path: Path) -> bool:
     axes.legend(frameon=False, loc="lower right", fontsize=9)
     threads = run.machine["threads"]
     title = f"GOP/s below the machine's ceilings, {threads} threads, d = e = 384"
-    _finish(figure, axes, title, path)
+    finish(figure, axes, title, path)
     return True
 
 
@@ -140,7 +140,8 @@ def _name_heads(axes: Any, marks: list[Mark]) -> None:
         )
 
 
-def _axes() -> tuple[Any, Any]:
+def new_axes() -> tuple[Any, Any]:
+    """An empty figure and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,7 +150,8 @@ def _axes() -> tuple[Any, Any]:
     return plt.subplots(figsize=(8, 4.8), dpi=150)
 
 
-def _finish(figure: Any, axes: Any, title: str, path: Path) -> None:
+def finish(figure: Any, axes: Any, title: str, path: Path) -> None:
+    """Give a picture the look of all of them, and write it."""
     axes.set_title(title, loc="left", fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from clinc import embed_questions
+from plots import finish, new_axes
 from problem import Runner
 from race import race
 
@@ -39,12 +40,7 @@ def measure(temperature: float, train: np.ndarray, test: np.ndarray) -> list[tup
 
 def draw(lines: dict[float, list[tuple[float, str]]], path: Path) -> None:
     """One line a temperature, one mark a tolerance, by the arithmetic that was chosen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
+    figure, axes = new_axes()
     label_at = float("inf")
     for (temperature, points), colour in zip(lines.items(), COLOURS, strict=True):
         axes.plot(TOLERANCES, [speed for speed, _ in points], color=colour, linewidth=1.4)
@@ -59,13 +55,7 @@ def draw(lines: dict[float, list[tuple[float, str]]], path: Path) -> None:
     axes.set_xlim(TOLERANCES[0] / 1.3, TOLERANCES[-1] * 3)
     axes.set_ylim(0)
     axes.set_xlabel("tolerance: guaranteed ‖error‖ / longest answer")
-    axes.set_title("Speed beside float32, 15,000 heads (higher is better)", loc="left", fontsize=10)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    figure.tight_layout()
-    figure.savefig(path)
+    finish(figure, axes, "Speed beside float32, 15,000 heads (higher is better)", path)
 
 
 def main() -> None:

@@ -142,12 +142,14 @@ std::ptrdiff_t run(const Engine& engine, Task task, std::size_t columns, const p
     require(precision != Precision::screened || (batch.rounding != nullptr && batch.may_drop > 0),
             "screened heads need rounding, and may_drop above 0");
     if (task == Task::top_heads) {
-        auto heads = py::cast<py::array_t<std::int64_t, py::array::c_style>>(extras.top_heads);
-        require(heads.ptr() == extras.top_heads.ptr() && heads.ndim() == queries.ndim() && heads.writeable() &&
-                    heads.shape(axis) == out.shape(axis) && (axis == 0 || heads.shape(0) == n) &&
-                    columns <= engine.heads().n_heads,
-                "heads must be a writable C-contiguous int64 array of out's shape, of at most K columns");
-        batch.top = {heads.mutable_data(), columns};
+        require(py::isinstance<py::array_t<std::int64_t>>(extras.top_heads), "heads must be int64");
+        const auto heads = py::reinterpret_borrow<py::array>(extras.top_heads);
+        constexpr int kWanted = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+        require((heads.flags() & kWanted) == kWanted && heads.writeable() && heads.ndim() == queries.ndim() &&
+                    heads.shape(axis) == out.shape(axis) && (axis == 0 || heads.shape(0) == n),
+                "heads must be a writable C-contiguous, aligned array of the shape of weights");
+        require(columns > 0 && columns <= engine.heads().n_heads, "k must be between 1 and K");
+        batch.top = {static_cast<std::int64_t*>(const_cast<void*>(heads.data())), columns};
     }
     const bool on_main_thread = PyThread_get_thread_ident() == main_thread;
     Outcome outcome;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -29,7 +30,7 @@ constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
 constexpr double kSerialMultiplyAdds = 5e6;
 
 // Bytes that a call may use for one thread; shared tiles are used where they fit.
-constexpr std::size_t kThreadBytes = std::size_t{7} << 20;
+constexpr std::size_t kThreadBytes = std::size_t{6} << 20;
 
 std::size_t multiple_of(std::size_t step, std::size_t n) { return std::max(n / step * step, step); }
 
@@ -92,22 +93,23 @@ void run_shared(const PackedHeads& heads, const Kernel& kernel, const Batch& bat
     const std::size_t height = kernel.max_rows, n_tiles = divide_up(batch.n, height);
     const SharedKernel& steps = heads.precision == Precision::int16 ? kernel.shared_int16 : kernel.shared_float32;
     struct SharedTile {
-        AlignedFloats slot, dots;
+        float* dots;
         Rows rows;
         std::atomic<std::size_t> blocks_done{0};
     };
+    const std::size_t tile_floats = shared_tile_floats(heads, height);
+    const AlignedFloats memory =
+        allocate_floats(n_tiles * tile_floats + n_threads * shared_scratch_floats(heads, height));
+    float* const scratch = memory.get() + n_tiles * tile_floats;
     std::vector<SharedTile> tiles(n_tiles);
     for (std::size_t t = 0; t < n_tiles; ++t) {
         const std::size_t first = t * height;
-        tiles[t].slot = allocate_floats(slot_floats(heads, height));
-        tiles[t].dots = allocate_floats(heads.n_blocks * weight_floats(heads, height));
-        tiles[t].rows = rows_of(batch, heads.answer_dim, first, std::min(height, batch.n - first), tiles[t].slot.get());
+        float* const slot = memory.get() + t * tile_floats;
+        tiles[t].dots = slot + slot_floats(heads, height);
+        tiles[t].rows = rows_of(batch, heads.answer_dim, first, std::min(height, batch.n - first), slot);
         const std::size_t bad = steps.begin(heads, tiles[t].rows);
         if (bad != kNoBadRow) return ending.meet_bad_row(first + bad);
     }
-    std::vector<AlignedFloats> scratch;
-    for (std::size_t t = 0; t < n_threads; ++t)
-        scratch.push_back(allocate_floats(shared_scratch_floats(heads, height)));
 
     const std::size_t panels = divide_up(heads.answer_dim, 2 * kernel.lanes), parts = std::min(n_threads, panels);
     const std::size_t units = heads.n_blocks + parts;  // of a tile
@@ -115,15 +117,15 @@ void run_shared(const PackedHeads& heads, const Kernel& kernel, const Batch& bat
         SharedTile& tile = tiles[index / units];
         const std::size_t step = index % units;
         if (step < heads.n_blocks) {
-            if (!(thread == 0 ? ending.poll() : ending.stopped())) steps.dots(heads, tile.rows, tile.dots.get(), step);
+            if (!(thread == 0 ? ending.poll() : ending.stopped())) steps.dots(heads, tile.rows, tile.dots, step);
             ++tile.blocks_done;
             return;
         }
         while (tile.blocks_done != heads.n_blocks) std::this_thread::yield();
         if (ending.stopped()) return;
         const std::size_t part = step - heads.n_blocks;
-        steps.finish(heads, tile.rows, tile.dots.get(), part * panels / parts, (part + 1) * panels / parts,
-                     scratch[thread].get(), ending.interrupt(thread));
+        steps.finish(heads, tile.rows, tile.dots, part * panels / parts, (part + 1) * panels / parts,
+                     scratch + thread * shared_scratch_floats(heads, height), ending.interrupt(thread));
     };
     parallel_for(n_tiles * units, n_threads, unit, [&] { ending.poll(); });
 }
@@ -151,11 +153,14 @@ Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& 
     const std::size_t wanted = multiply_adds < kSerialMultiplyAdds ? 1 : std::max<std::size_t>(batch.n_threads, 1);
     const std::size_t sharing = std::min(wanted, tiles * heads.n_blocks);
     const std::size_t shared_bytes =
-        sizeof(float) * tiles * (slot_floats(heads, height) + heads.n_blocks * weight_floats(heads, height));
+        sizeof(float) * (tiles * shared_tile_floats(heads, height) + sharing * shared_scratch_floats(heads, height));
     if (task == Task::project && heads.precision != Precision::screened && tiles < sharing &&
         shared_bytes <= sharing * kThreadBytes) {
-        run_shared(heads, kernel_, batch, sharing, ending);
-        return ending.outcome();
+        try {
+            run_shared(heads, kernel_, batch, sharing, ending);
+            return ending.outcome();
+        } catch (const std::bad_alloc&) {  // thrown before anything began; what follows needs a hundredth
+        }
     }
 
     // A unit is what a thread takes from the counter. Two for each thread let a slow one be helped; with four, heads

@@ -1,5 +1,5 @@
-// The fused kernel in 16-bit fixed point, for those who accept a bound on the error. Included after
-// projection_kernel.inl by each isa_*.cpp.
+// The fused kernel in 16-bit fixed point, for those who accept a bound on the error. Included by
+// kernel.inl.
 //
 //   q16 = round(q · S)        S, one a row, as large as int16 and the chains' limits allow: about 75,000 / ‖q‖
 //   c16 = round((ĉ - μ) · S_c)
@@ -11,7 +11,7 @@
 // The loop nest is that of projection_kernel.inl, at twice the multiply-adds a second. No sum in integers can
 // overflow: for cosines by Cauchy-Schwarz over the norms that were measured when the heads were packed, for sums of
 // answers because Σ |w16| is at most kWeightTotal + kIntChain / 2. What all roundings together may do to a projected
-// query is derived in src/headroute/rounding.py; the two parts of it that depend on the query are measured here, on
+// query is derived in src/headroute/precision.py; the two parts of it that depend on the query are measured here, on
 // demand. Not responsible for: limits and scales of the heads (packing.cpp).
 
 #include "fixed_packer.h"

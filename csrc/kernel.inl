@@ -1,9 +1,7 @@
 // Everything that is compiled for an instruction set, and the table of it. Included by each isa_*.cpp, which sets the
 // flags and names the result.
-#include "projection_kernel.inl"
-//
 #include "int16_kernel.inl"
-//
+#include "projection_kernel.inl"
 #include "screened_kernel.inl"
 #include "shared_tile.inl"
 

@@ -3,8 +3,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -38,7 +38,7 @@ void parallel_for(std::size_t n_units, std::size_t n_threads, const std::functio
                 --running;
                 finished.notify_one();
             });
-        } catch (const std::system_error&) {  // no more threads to be had
+        } catch (const std::exception&) {  // no more threads, or memory for them, to be had
             const std::lock_guard<std::mutex> lock(mutex);
             --running;
             break;

@@ -181,7 +181,10 @@ constexpr std::size_t query_floats(const PackedHeads& h) {
     return h.precision == Precision::screened ? row_stride(h.query_dim) : 0;
 }
 
-// Scratch of one thread at a shared tile.
+// A shared tile: a slot, and the dots of all blocks. Then the scratch of one thread at it.
+constexpr std::size_t shared_tile_floats(const PackedHeads& h, std::size_t max_rows) {
+    return slot_floats(h, max_rows) + h.n_blocks * weight_floats(h, max_rows);
+}
 constexpr std::size_t shared_scratch_floats(const PackedHeads& h, std::size_t max_rows) {
     return slot_floats(h, max_rows) + weight_floats(h, max_rows) + weight_pairs(h, max_rows) +
            weight_scales(h, max_rows);

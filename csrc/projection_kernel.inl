@@ -1,4 +1,4 @@
-// The fused kernel, float32. Included once by each isa_*.cpp, which sets the flags and names the result.
+// The fused kernel, float32. Included by kernel.inl, once for each instruction set.
 //
 //   s[n,k] = q[n]·ĉ[k]                    raw dot products: q is not normalised, ‖q‖ goes into the scale
 //   w[n,k] = 2^((s[n,k] - m[n]) · c[n])   c = log2(e) / (τ‖q‖),  m = the largest s of the row so far
@@ -336,7 +336,10 @@ HR_INLINE void top_block(const PackedHeads& heads, const Rows& rows, const Block
         best.sort();
         float* w = best.dots();
         row_weights(w, kStrip, rows.top.k, tile.maximum[m], tile.scale[m]);
-        for (std::size_t i = 0; i < rows.top.k; ++i) w[i] /= tile.weight_sum[m];
+        for (std::size_t i = 0; i < rows.top.k; ++i) {
+            w[i] /= tile.weight_sum[m];
+            if (i > 0 && w[i] > w[i - 1]) w[i] = w[i - 1];  // exp2 may rise by an ulp where its argument falls
+        }
     }
 }
 

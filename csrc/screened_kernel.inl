@@ -1,5 +1,5 @@
-// The screened kernel: cosines of all heads in few bits, exact ones of the heads that may matter. Included after
-// int16_kernel.inl by each isa_*.cpp.
+// The screened kernel: cosines of all heads in few bits, exact ones of the heads that may matter. Included by
+// kernel.inl after int16_kernel.inl.
 //
 //   ŝ[n,k]     cosines from int8 (or int16) rows; the true s[n,k] lies within β of it,
 //              β = ‖q̂ - q8‖ max ‖c‖ + (1 + ‖q̂ - q8‖) max ‖c - c8‖   (Cauchy-Schwarz, from measured roundings)
@@ -7,7 +7,7 @@
 //   dropped    1. while searching: u so small that K heads like it may go          (an eighth of may_drop)
 //              2. of the rest, the lightest by u                                   (three eighths)
 //              3. of those whose exact cosine was taken, the lightest by weight    (a half)
-//   p[n]       = Σ_kept w a / Σ_kept w, with w from exact cosines (float32)
+//   p[n]       = Σ_kept (w / Σ_kept w) a, with w from exact cosines (float32)
 //
 // The error is the dropped part of the weight, at most, times the distance between two means of answers. That part is
 // added up and reported. A row that would keep more than kept_limit() heads is given up: it reports infinity, and the
@@ -309,13 +309,15 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
     n = keep_from(list, n, lightest(list.values, n, may_drop / 2 * all, lost));
     dropped += lost;
 
+    // Divided before they are used: the sum of a few large answers may be more than float32 holds.
+    const vfloat share = splat(1.0f / list_sum(list, n));
+    for (std::size_t i = 0; i < n; i += kLanes) store(list.values + i, load(list.values + i) * share);
     float* sums = tile.sums + m * sum_stride(heads.answer_dim);
     exact_mix(heads, list, n, sums);
-    const float kept = list_sum(list, n);
     n_kept = static_cast<float>(n);
     with_type(rows.out, [&](auto value) __attribute__((always_inline)) {
         auto* out = reinterpret_cast<decltype(value)*>(rows.out.data) + (tile.first + m) * heads.answer_dim;
-        put_scaled(out, sums, heads.answer_dim, 1.0f / kept);
+        put_scaled(out, sums, heads.answer_dim, 1.0f);
     });
     return 1.001f * dropped / all;
 }

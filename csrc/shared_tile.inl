@@ -1,4 +1,4 @@
-// Few queries against many heads: one tile of rows by several threads. Included after int16_kernel.inl.
+// Few queries against many heads: one tile of rows by several threads. Included by kernel.inl.
 //
 //   begin    one thread packs the queries
 //   dots     any thread, any block of heads: the tile's cosines with it, to where all threads can read them

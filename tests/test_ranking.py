@@ -55,6 +55,17 @@ def test_equal_scores_go_by_index(backend, rng, n_heads):
     np.testing.assert_array_equal(ranked.indices, np.tile([1000, 2500, 0, 1], (600, 1)))
 
 
+@pytest.mark.filterwarnings("error")
+def test_products_of_answers_that_nobody_asks_for_may_overflow(backend):
+    """The answers' products with the documents are infinite, the projections' are 6 and 3."""
+    answers = [[1, 1, 1], [3e38, 3e38, 0]]
+    router = Router([[1, 0], [-1, 0]], answers, temperature=0.001, backend=backend)
+    documents = [[2, 2, 2], [1, 1, 1]]
+    for n in (1, 3, 500):
+        ranked = router.score_answers([[1, 0]] * n, documents, 2)
+        np.testing.assert_array_equal(ranked.scores, [[6, 3]] * n)
+
+
 def test_one_query(router, rng):
     documents = rng.standard_normal((9, 4))
     query = rng.standard_normal(6)

@@ -267,6 +267,31 @@ def test_top_heads_of_all_heads_are_all_heads(backend, rng):
     np.testing.assert_array_equal(fewer.indices, indices[:, :37])
 
 
+def test_weights_of_top_heads_never_rise(isa):
+    """exp2 is not monotone to the last bit where its pieces meet."""
+    rng = np.random.default_rng(1)
+    router = Router(rng.standard_normal((4097, 13)), np.ones((4097, 1)))
+    for temperature in rng.uniform(0.5, 5, 20):
+        queries = rng.standard_normal((10, 13))
+        weights = router.top_heads(queries, 4097, temperature=temperature).weights
+        assert (np.diff(weights, axis=1) <= 0).all()
+
+
+def test_the_extension_checks_where_it_writes_heads(isa):
+    from headroute import _core
+
+    engine = _core.Engine(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), isa)
+    queries, weights = np.ones((2, 3), np.float32), np.empty((2, 2), np.float32)
+    misaligned = np.zeros(33, np.uint8)[1:].view(np.int64).reshape(2, 2)
+    for indices in (None, np.empty((2, 2), np.int32), np.empty((2, 3), np.int64), misaligned):
+        with pytest.raises(ValueError, match="heads must be"):
+            engine.top_heads(queries, 0.1, indices, weights, 1)
+    for k in (0, 4):
+        arrays = np.empty((2, k), np.int64), np.empty((2, k), np.float32)
+        with pytest.raises(ValueError, match="k must be between 1 and K"):
+            engine.top_heads(queries, 0.1, *arrays, 1)
+
+
 # ---- files, copies
 
 

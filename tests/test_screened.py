@@ -240,3 +240,14 @@ def test_bounds_of_answers_near_nothing(isa, rng, precision, size):
     router = Router(rng.standard_normal((600, 16)), answers, tolerance=0.01, precision=precision)
     for temperature in (0.1, 1.0, 40.0):
         check(router, near(rng, np.asarray(router.centroids), 50), temperature)
+
+
+def test_answers_near_the_end_of_float32(isa, rng):
+    """Their sum, weighted by numbers of which the largest is 1, would be infinite."""
+    half = np.eye(64)
+    router = Router(
+        np.vstack([half, half]), np.full((128, 3), 3e38), temperature=0.02, precision="screened"
+    )
+    projected, bound = router.project(half[:5], return_bound=True)
+    np.testing.assert_allclose(projected, 3e38, rtol=1e-5)
+    assert (bound < 1).all()

@@ -97,3 +97,31 @@ def test_a_tolerant_router_gives_float32_stats(isa, rng):
     exact, expected = Router(*heads).project(queries, stats=True)
     np.testing.assert_array_equal(projected, exact)
     np.testing.assert_array_equal(stats.entropy, expected.entropy)
+
+
+@pytest.mark.parametrize("temperature", [1e6, 1e9, 1e38])
+def test_the_best_cosine_at_temperatures_that_make_weights_equal(backend, rng, temperature):
+    centroids = rng.standard_normal((200, 16))
+    router = Router(centroids, np.ones((200, 1)), temperature=temperature, backend=backend)
+    queries = rng.standard_normal((30, 16))
+    _, stats = router.project(queries, stats=True)
+    _, _, best = definition(queries, centroids, temperature)
+    np.testing.assert_allclose(stats.best_cosine, best, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 5e-324])
+@pytest.mark.filterwarnings("error")
+def test_temperatures_whose_logits_float32_cannot_hold(backend, rng, temperature):
+    router = Router(np.eye(3), np.eye(3), temperature=temperature, backend=backend)
+    projected, stats = router.project(np.eye(3)[1], stats=True)
+    np.testing.assert_array_equal(projected, [0, 1, 0])
+    assert stats.log_partition == np.inf
+    assert (stats.entropy, stats.best_cosine) == (0, 1)
+
+
+def test_the_bound_of_a_call_with_stats_is_float32s(isa, rng):
+    heads = np.ones((1, 8)), rng.standard_normal((1, 4))  # one head: int16 is exact
+    tolerant, plain = Router(*heads, precision="int16"), Router(*heads)
+    _, bound, _ = tolerant.project(np.ones((2, 8)), return_bound=True, stats=True)
+    _, expected = plain.project(np.ones((2, 8)), return_bound=True)
+    np.testing.assert_array_equal(bound, expected)

@@ -75,7 +75,7 @@ class Arithmetic:
                 self._forced,
                 self._tolerance,
                 temperature,
-                self._float32_bound(temperature),
+                self.float32_bound(temperature),
                 len(self._centroids),
                 None if self._int16 is None else self._int16_errors,
                 None if self._screened is None else self._screening,
@@ -119,7 +119,7 @@ class Arithmetic:
             bounds,
             limit,
             self.float32.project,
-            self._float32_bound(tau),
+            self.float32_bound(tau),
         )
 
     @property
@@ -150,7 +150,8 @@ class Arithmetic:
                 info[f"{name}_packed_bytes"] = lazy.made.packed_bytes
         return info
 
-    def _float32_bound(self, temperature: float) -> float:
+    def float32_bound(self, temperature: float) -> float:
+        """What float32 promises, in units of the largest ‖a‖."""
         n_heads, d = self._centroids.shape
         return float32_bound(n_heads, d, temperature, chains=self._chains) + self._underflow
 

@@ -253,7 +253,7 @@ class Router:
             run(arithmetic.kernel(plan), projected)
             return out
         result: list[Any] = [out]
-        bound = np.full(len(rows), plan.bound)
+        bound = np.full(len(rows), arithmetic.float32_bound(tau))
         if stats:
             raw = np.empty((len(rows), 3), np.float32)
             run(arithmetic.project_with_stats, projected, raw)
@@ -304,11 +304,12 @@ class Router:
         temperature: float | None = None,
         num_threads: int | None = None,
     ) -> TopHeads:
-        """Return the k heads of most weight for every query, best first; equal ones by lower index.
+        """Return the k heads of most weight for every query, best first.
 
         The weights are those of the softmax over all K heads. Indices are int64 and weights
-        float32, both (N, k), or (k,) for one query. They are found in one pass over the heads; the
-        N×K weights are never held.
+        float32, both (N, k), or (k,) for one query. The native backend finds them in one pass and
+        orders them by cosine, the others by weight, which float32 may round to the same number;
+        equal ones go by lower index. The N×K weights are never held.
 
         Raises ValueError for k outside 1..K, and what `project` raises.
         """
@@ -333,15 +334,16 @@ class Router:
         num_threads: int | None = None,
     ) -> RankedDocuments:
         """Return the k documents of the largest dot product with every query's projection, best
-        first; equal ones by lower index.
+        first; equal scores by lower index.
 
         Args:
             documents: (D, e) real numbers, finite. Normalise them to rank by cosine: the length of
                 the projection is the same for all documents of a query.
 
         With fewer heads than columns the projections are never formed: the answers' products with
-        the documents are made once. Scores are those of the projections up to float32 rounding, in
-        any case. Neither N×D nor N×K is held at once.
+        the documents are made once. Scores are those of the projections up to float32 rounding.
+        The products are NumPy's, whose last bits depend on the place in a batch: documents that are
+        the same may score an ulp apart. Neither N×D nor N×K is held at once.
 
         Raises ValueError for k outside 1..D, and what `project` raises.
         """
@@ -351,10 +353,11 @@ class Router:
         tau, threads = self._options(temperature, num_threads)
         rows = np.atleast_2d(array)
         by_weights = ranking.by_weights(len(rows), len(columns), self.n_heads, self.answer_dim)
-        kernel: Kernel
+        kernel: Kernel = self._arithmetic.float32.route
         if by_weights:
-            kernel, right = self._arithmetic.float32.route, self._answers @ columns.T
-        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                right = self._answers @ columns.T
+        if not by_weights or not np.isfinite(right).all():
             kernel, right = self._arithmetic.kernel(self.plan(tau)), columns.T
 
         def left(part: slice) -> Float32:

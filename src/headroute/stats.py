@@ -26,5 +26,6 @@ def stats_of(raw: Float32, temperature: float, shape: tuple[int, ...]) -> Stats:
     cosine, total, logs = raw.astype(np.float64).T
     log_total = np.log(total)
     entropy = np.maximum(log_total - math.log(2) * logs / total, 0)
-    columns = (cosine / temperature + log_total, entropy, cosine)
-    return Stats(*(values.astype(np.float32).reshape(shape) for values in columns))
+    with np.errstate(over="ignore"):  # at a tiny temperature: infinite, as float32 has it
+        columns = (cosine / temperature + log_total, entropy, cosine)
+        return Stats(*(values.astype(np.float32).reshape(shape) for values in columns))
