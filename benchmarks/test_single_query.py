@@ -5,6 +5,7 @@ softmax without its maximum. A lap is many calls, so a call's share of the clock
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,21 @@ from problem import Float32, Problem, Runner
 
 from headroute import Router
 
-HEADS = (16, 64, 256, 1024)
+HEADS = (16, 64, 256, 1024, 16384)
+INT16_TOLERANCE = 1e-4  # as in test_projection.py
 RACE_SECONDS = 6.0
 
 
-def headroute(problem: Problem) -> Runner:
-    router = Router(problem.centroids, problem.answers, temperature=problem.temperature)
+def headroute(
+    problem: Problem, precision: str | None = None, num_threads: int | None = None
+) -> Runner:
+    router = Router(
+        problem.centroids, problem.answers, temperature=problem.temperature, precision=precision
+    )
     query = problem.queries[0]
-    return lambda: router.project(query)[np.newaxis]
+    if num_threads is None:
+        return lambda: router.project(query)[np.newaxis]
+    return lambda: router.project(query, num_threads=num_threads)[np.newaxis]
 
 
 def numpy_plain(problem: Problem) -> Runner:
@@ -61,6 +69,8 @@ def numpy_best(problem: Problem) -> Runner:
 
 CONTENDERS: dict[str, tuple[Callable[[Problem], Runner], tuple[str, ...]]] = {
     "headroute": (headroute, ()),
+    "int16": (partial(headroute, precision="int16"), ()),
+    "1-thread": (partial(headroute, num_threads=1), ()),
     "numba": (lambda p: router_runner(p, backend="numba"), ("numba",)),
     "numpy": (numpy_plain, ()),
     "numpy-best": (numpy_best, ()),
@@ -77,7 +87,9 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 @pytest.fixture(scope="module")
 def result(problem: Problem, hold_race: HoldRace) -> Result:
     builders: dict[str, Callable[[], Runner]] = {
-        name: lambda build=build: problem.checked(build(problem))
+        name: lambda build=build, name=name: problem.checked(
+            build(problem), INT16_TOLERANCE if name == "int16" else None
+        )
         for name, (build, _) in CONTENDERS.items()
     }
     return hold_race(builders, RACE_SECONDS)
