@@ -167,10 +167,10 @@ std::ptrdiff_t run(const Engine& engine, Task task, std::size_t columns, const p
     return outcome.bad_row == headroute::kNoBadRow ? -1 : static_cast<std::ptrdiff_t>(outcome.bad_row);
 }
 
-// The short way for one query (d,) that needs nothing done to it: float32, contiguous, finite, `out` None or fit to be
-// written. Returns the result (columns,), or None when anything is out of the ordinary: the caller then goes the long
-// way, which says what. A single query is a few hundred nanoseconds of arithmetic, and the checks in Python take 1.5
-// µs.
+// The short way for one query (d,) that needs nothing done to it: float32, contiguous, finite, few enough heads for one
+// thread, `out` None or fit to be written. Returns the result (columns,), or None when anything is out of the ordinary:
+// the caller then goes the long way, which says what. A single query is a few hundred nanoseconds of arithmetic, and
+// the checks in Python take 1.5 µs.
 py::object run_one(const Engine& engine, Task task, std::size_t columns, py::handle query, double temperature,
                    py::handle out) {
     const auto plain = [](py::handle object, std::size_t length) {
@@ -181,7 +181,7 @@ py::object run_one(const Engine& engine, Task task, std::size_t columns, py::han
                (array.flags() & wanted) == wanted && array.dtype().num() == py::dtype::num_of<float>() &&
                array.dtype().byteorder() == '=';
     };
-    if (!plain(query, engine.heads().query_dim)) return py::none();
+    if (!engine.one_thread(task, 1) || !plain(query, engine.heads().query_dim)) return py::none();
     const auto from = py::reinterpret_borrow<py::array>(query);
     py::array to;
     if (out.is_none()) {

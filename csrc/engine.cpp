@@ -138,6 +138,13 @@ std::size_t Engine::packed_bytes() const {
     return (heads_.data_elements + rows) * sizeof(float);
 }
 
+bool Engine::one_thread(Task task, std::size_t n) const {
+    const PackedHeads& heads = heads_.packed;
+    const std::size_t columns = heads.query_dim + (task == Task::project ? heads.answer_dim : 0);
+    return static_cast<double>(n) * static_cast<double>(heads.n_heads) * static_cast<double>(columns) <
+           kSerialMultiplyAdds;
+}
+
 Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& interrupted) const {
     if (batch.n == 0) return {kNoBadRow, false};
     const PackedHeads& heads = heads_.packed;
@@ -147,10 +154,8 @@ Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& 
                                                       : batch.top.k;
     Ending ending(interrupted);
 
-    const double multiply_adds = static_cast<double>(batch.n) * static_cast<double>(heads.n_heads) *
-                                 static_cast<double>(heads.query_dim + (task == Task::project ? heads.answer_dim : 0));
     const std::size_t tiles = divide_up(batch.n, height);
-    const std::size_t wanted = multiply_adds < kSerialMultiplyAdds ? 1 : std::max<std::size_t>(batch.n_threads, 1);
+    const std::size_t wanted = one_thread(task, batch.n) ? 1 : std::max<std::size_t>(batch.n_threads, 1);
     const std::size_t sharing = std::min(wanted, tiles * heads.n_blocks);
     const std::size_t shared_bytes =
         sizeof(float) * (tiles * shared_tile_floats(heads, height) + sharing * shared_scratch_floats(heads, height));

@@ -40,6 +40,9 @@ class Engine {
     // interrupted() is called by the calling thread about every 50 ms of a long call; true ends it early.
     Outcome run(Task task, const Batch& batch, const std::function<bool()>& interrupted) const;
 
+    // Whether a call on n rows is too short for a second thread.
+    bool one_thread(Task task, std::size_t n) const;
+
     const Kernel& kernel() const { return kernel_; }
     const PackedHeads& heads() const { return heads_.packed; }
     const HeadRounding& rounding() const { return heads_.rounding; }
