@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headroute import train_heads
-from headroute.training import group_means
+from headroute._questions import group_means
 
 
 def test_means():

@@ -57,6 +57,13 @@ def tolerance(value: float) -> float:
     return result
 
 
+def one_of(value: str, what: str, valid: Sequence[str]) -> str:
+    """Return `value`; ValueError unless it is one of `valid`."""
+    if value not in valid:
+        raise ValueError(f"{what} must be one of {', '.join(valid)}, got {value!r}")
+    return value
+
+
 def precision(value: str | None, valid: Sequence[str]) -> str | None:
     """Return `value`; ValueError unless it is None or one of `valid`."""
     if value is not None and value not in valid:
@@ -66,11 +73,29 @@ def precision(value: str | None, valid: Sequence[str]) -> str | None:
 
 def num_threads(value: int) -> int:
     """Return `value` as an int; TypeError unless it is an integer, ValueError below 1."""
+    # No more than any machine has, and than every backend's integer holds.
+    return min(at_least_1(value, "num_threads"), 1 << 20)
+
+
+def level(value: float) -> float:
+    """Return `value`, a probability, as a float.
+
+    TypeError unless it is a real number, ValueError unless it is above 0 and below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"abstain must be a number, got {value!r}")
+    if not 0 < value < 1:
+        raise ValueError(f"abstain must be above 0 and below 1, got {value!r}")
+    return float(value)
+
+
+def at_least_1(value: int, what: str) -> int:
+    """Return `value` as an int; TypeError unless it is an integer, ValueError below 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"num_threads must be an integer, got {value!r}")
+        raise TypeError(f"{what} must be an integer, got {value!r}")
     if value < 1:
-        raise ValueError(f"num_threads must be at least 1, got {value}")
-    return min(int(value), 1 << 20)  # more than any machine has, and fits every backend's integer
+        raise ValueError(f"{what} must be at least 1, got {value}")
+    return int(value)
 
 
 def top_k(value: int, most: int, what: str) -> int:
@@ -85,18 +110,38 @@ def top_k(value: int, most: int, what: str) -> int:
     return int(value)
 
 
-def head_names(names: Sequence[str] | None, n_heads: int) -> tuple[str, ...]:
-    """Return one name a head, "0", "1", … by default.
+def group_names(names: Sequence[str] | None, n_groups: int) -> tuple[str, ...]:
+    """Return one name a group, "0", "1", … by default.
 
     TypeError unless all are str, ValueError for a wrong count.
     """
     if names is None:
-        return tuple(str(k) for k in range(n_heads))
+        return tuple(str(k) for k in range(n_groups))
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"names must be a sequence of str, got {names!r}")
-    if len(names) != n_heads:
-        raise ValueError(f"{len(names)} names for {n_heads} heads")
+    if len(names) != n_groups:
+        raise ValueError(f"{len(names)} names for {n_groups} heads or groups of heads")
     return tuple(names)
+
+
+def groups_of_heads(values: npt.ArrayLike | None, n_heads: int) -> npt.NDArray[np.int64]:
+    """Return the group of each head, (K,) int64: head k is group k by default.
+
+    TypeError unless they are integers, ValueError for a wrong count, a negative one, or a group
+    without heads.
+    """
+    if values is None:
+        return np.arange(n_heads, dtype=np.int64)
+    groups = group_numbers(values)
+    if len(groups) != n_heads:
+        raise ValueError(f"{len(groups)} groups for {n_heads} heads")
+    if groups.min() < 0:
+        raise ValueError(f"groups must be at least 0, got {groups.min()}")
+    present = np.unique(groups)
+    if len(present) <= groups.max():
+        missing = np.flatnonzero(present != np.arange(len(present)))
+        raise ValueError(f"group {missing[0]} has no head")
+    return groups
 
 
 def real_array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from headroute._questions import group_means
 from headroute.database import Database, DatabaseError, StoredCluster, StoredProjection
 from headroute.embedding import resolve_model
 from headroute.loading import NoHeadsError, embed, gather
 from headroute.router import Router
-from headroute.training import group_means, train_heads
+from headroute.training import train_heads
 from headroute.validation import (
     ValidationReport,
     embed_test_set,

@@ -6,6 +6,7 @@ This file checks what comes in, cuts it into blocks and says which row was bad. 
 the backend's.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
@@ -13,14 +14,16 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
-from headroute import _backends, _validate, ranking, router_file
+from headroute import _backends, _validate, prediction, ranking, router_file
 from headroute._arithmetic import Arithmetic, decline
 from headroute._run import Kernel, Run
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
 from headroute.precision import PRECISIONS, Plan
+from headroute.prediction import SCORES, Calibration, Prediction
 from headroute.ranking import RankedDocuments
 from headroute.stats import Stats, stats_of
+from headroute.training_record import TrainingRecord
 
 
 class TopHeads(NamedTuple):
@@ -43,11 +46,15 @@ class Router:
         centroids: (K, d) real numbers, K >= 1, finite, no zero row; only their directions count.
         answers: (K, e) real numbers, finite. e may differ from d.
         temperature: default τ of the calls, positive and finite.
-        names: one str a head; "0", "1", … by default.
+        names: one str a group; "0", "1", … by default.
+        groups: (K,) integers, the group of each head, without gaps: several heads may speak for one
+            group. By default every head is a group of its own.
         backend: "auto" (the best that can run here) or one of `available_backends()`.
         tolerance: the largest ‖projected - exact‖ / max_k ‖a_k‖ to accept from `project`, for any
             query. Above what float32 promises it may buy speed: `plan()` says what it bought.
         precision: "float32", "int16" or "screened" forces that arithmetic, whatever the tolerance.
+        calibration: scores of in-scope queries, which `predict` needs to abstain; see `calibrate`.
+        training: how the heads were trained, for those who ask later; nothing depends on it.
 
     Both arrays are copied as float32. A router cannot be changed, and may be used from several
     threads at once.
@@ -66,14 +73,18 @@ class Router:
         "_answers",
         "_arithmetic",
         "_backend",
+        "_calibration",
         "_centroids",
         "_forced",
+        "_group_of_head",
+        "_groups",
         "_names",
         "_project_one",
         "_requested",
         "_route_one",
         "_temperature",
         "_tolerance",
+        "_training",
     )
 
     def __init__(
@@ -83,9 +94,12 @@ class Router:
         *,
         temperature: float = 0.1,
         names: Sequence[str] | None = None,
+        groups: npt.ArrayLike | None = None,
         backend: str = "auto",
         tolerance: float = 0.0,
         precision: str | None = None,
+        calibration: Calibration | None = None,
+        training: TrainingRecord | None = None,
     ) -> None:
         checked = _validate.centroids(centroids)
         self._centroids = _read_only(_validate.float32_rows(checked))
@@ -93,7 +107,12 @@ class Router:
             _validate.float32_answers(_validate.answers(answers, len(checked)))
         )
         self._temperature = _validate.temperature(temperature)
-        self._names = _validate.head_names(names, len(checked))
+        self._group_of_head = _validate.groups_of_heads(groups, len(checked))
+        self._group_of_head.setflags(write=False)
+        self._groups = prediction.Groups(self._group_of_head)
+        self._names = _validate.group_names(names, int(self._group_of_head.max()) + 1)
+        self._calibration = calibration
+        self._training = training
         chosen = _backends.find(backend)
         self._requested = backend
         self._backend = chosen.NAME
@@ -130,8 +149,28 @@ class Router:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One name a head."""
+        """One name a group: a head, unless several were given to one group."""
         return self._names
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """(K,) int64, read-only: the group of each head."""
+        return self._group_of_head.view()
+
+    @property
+    def n_groups(self) -> int:
+        """G."""
+        return len(self._names)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What `predict` abstains by."""
+        return self._calibration
+
+    @property
+    def training(self) -> TrainingRecord | None:
+        """How the heads were trained, if `train_heads` made them."""
+        return self._training
 
     @property
     def n_heads(self) -> int:
@@ -324,6 +363,69 @@ class Router:
         shape = (*array.shape[:-1], k)
         return TopHeads(indices.reshape(shape), weights.reshape(shape))
 
+    def predict(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        abstain: float | None = None,
+        num_threads: int | None = None,
+    ) -> Prediction:
+        """Return the group of most weight for every query, its score, and whether to answer.
+
+        Args:
+            abstain: α in (0, 1): refuse queries whose score is that of the lowest α of the
+                calibration's. Of in-scope queries like those at most α are refused, on average over
+                calibrations, however few they are. None refuses nothing.
+
+        The score is the calibration's; without one, the best cosine. It is higher for queries more
+        in scope. All at the router's own temperature. Group is int64, score float32 and abstained
+        bool, all (N,), or () for one query.
+
+        Raises ValueError for a level without a calibration, and what `project` raises.
+        """
+        threshold = -np.inf
+        if abstain is not None:
+            level = _validate.level(abstain)
+            if self._calibration is None:
+                raise ValueError(
+                    f"abstain={abstain!r} needs scores of in-scope queries: "
+                    "router.calibrate(queries) gives a router that has them"
+                )
+            threshold = self._calibration.threshold(level)
+        array = _validate.queries(queries, self.query_dim)
+        threads = self._options(None, num_threads)[1]
+        group, score = self._judge(np.atleast_2d(array), self._score, threads)
+        shape = array.shape[:-1]
+        return Prediction(
+            group.reshape(shape), score.reshape(shape), (score < threshold).reshape(shape)
+        )
+
+    def calibrate(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        score: str | None = None,
+        num_threads: int | None = None,
+    ) -> Self:
+        """Return a router with the same heads whose `predict` can abstain.
+
+        Args:
+            queries: (m, d) in-scope queries that the heads were not trained on, like those to come.
+            score: one of `headroute.prediction.SCORES`; by default that of the calibration in
+                place, or else the best cosine.
+
+        Raises ValueError for an unknown score or for no queries, and what `project` raises.
+        """
+        kind = self._score if score is None else _validate.one_of(score, "score", SCORES)
+        typical = self._calibration.typical if self._calibration else None
+        if kind == "relative" and typical is None:
+            raise ValueError("score='relative' is only known to routers that were trained with it")
+        array = _validate.queries(queries, self.query_dim)
+        if array.ndim != 2 or len(array) == 0:
+            raise ValueError(f"calibration needs (m, d) queries, m >= 1, got shape {array.shape}")
+        scores = self._judge(array, kind, self._options(None, num_threads)[1])[1]
+        return self._with_calibration(Calibration(kind, "held-out", np.sort(scores), typical))
+
     def score_answers(
         self,
         queries: npt.ArrayLike,
@@ -380,7 +482,13 @@ class Router:
         router_file.write(
             path,
             router_file.StoredRouter(
-                self._centroids, self._answers, self._temperature, self._names
+                self._centroids,
+                self._answers,
+                self._temperature,
+                self._names,
+                self._group_of_head,
+                self._calibration,
+                self._training,
             ),
         )
 
@@ -406,12 +514,46 @@ class Router:
                 stored.answers,
                 temperature=stored.temperature,
                 names=stored.names,
+                groups=stored.groups,
                 backend=backend,
                 tolerance=tolerance,
                 precision=precision,
+                calibration=stored.calibration,
+                training=stored.training,
             )
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} is not a router's file: {error}") from error
+
+    @property
+    def _score(self) -> str:
+        return self._calibration.score if self._calibration else "best_cosine"
+
+    def _judge(
+        self, rows: npt.NDArray[Any], score: str, threads: int
+    ) -> tuple[npt.NDArray[np.int64], Float32]:
+        """Groups and scores, both (n,), of checked queries (n, d)."""
+        group, scores = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+        typical = self._calibration.typical if self._calibration else None
+        step = prediction.rows_at_once(self.n_heads)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            weights = np.empty((len(part), self.n_heads), np.float32)
+            run = Run(part, self._temperature, threads, halves=self._arithmetic.halves)
+            run(self._arithmetic.float32.route, weights, first_row=start)
+            group[start : start + step] = self._groups.sums(weights).argmax(axis=1)
+            best = prediction.best_cosines(part, self._centroids, weights.argmax(axis=1))
+            scores[start : start + step] = prediction.scores_of(
+                score, best, weights, self._groups, self._temperature, typical
+            )
+        return group, scores
+
+    def _with_calibration(self, calibration: Calibration) -> Self:
+        """The same packed heads, with another calibration."""
+        result = object.__new__(type(self))
+        for name in self.__slots__:
+            setattr(result, name, getattr(self, name))
+        result._calibration = calibration
+        return result
 
     def __repr__(self) -> str:
         return (
@@ -428,15 +570,17 @@ class Router:
 
     def __reduce__(self) -> tuple[Callable[..., "Router"], tuple[Any, ...]]:
         # The backend as it was asked for: "auto" may be another one where this is unpickled.
-        return _rebuild, (
-            self._centroids,
-            self._answers,
-            self._temperature,
-            self._names,
-            self._requested,
-            self._tolerance,
-            self._forced,
-        )
+        options: dict[str, Any] = {
+            "temperature": self._temperature,
+            "names": self._names,
+            "groups": self._group_of_head,
+            "backend": self._requested,
+            "tolerance": self._tolerance,
+            "precision": self._forced,
+            "calibration": self._calibration,
+            "training": self._training,
+        }
+        return functools.partial(type(self), **options), (self._centroids, self._answers)
 
     def _options(self, temperature: float | None, num_threads: int | None) -> tuple[float, int]:
         return (
@@ -449,23 +593,3 @@ def _read_only(array: Float32) -> Float32:
     # A view: unlike the array itself, it cannot be made writeable again.
     array.setflags(write=False)
     return array.view()
-
-
-def _rebuild(
-    centroids: Float32,
-    answers: Float32,
-    temperature: float,
-    names: tuple[str, ...],
-    backend: str,
-    tolerance: float,
-    precision: str | None,
-) -> Router:
-    return Router(
-        centroids,
-        answers,
-        temperature=temperature,
-        names=names,
-        backend=backend,
-        tolerance=tolerance,
-        precision=precision,
-    )

@@ -1,15 +1,26 @@
-"""A router's file: one safetensors file, tensors `centroids` and `answers`, the rest in its header.
+"""A router's file: one safetensors file, the rest in its header.
+
+    centroids (K, d), answers (K, e)   float32
+    groups (K,)                        int64, where a group has several heads
+    calibration (m,), typical (K,)     float32, where the router can abstain
 
 Never pickle: nothing in a file can run. The file appears whole or not at all.
 """
 
+import dataclasses
 import json
 import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from headroute._validate import Float32
+from headroute.prediction import Calibration
+from headroute.training_record import TrainingRecord
 
 _FORMAT = "headroute-router"
 _VERSION = "1"
@@ -21,19 +32,41 @@ class StoredRouter:
     answers: Float32  # (K, e)
     temperature: float
     names: Sequence[str]
+    groups: npt.NDArray[np.int64] | None = None  # (K,)
+    calibration: Calibration | None = None
+    training: TrainingRecord | None = None
 
 
-def write(path: str | os.PathLike[str], router: StoredRouter) -> None:
-    """Write beside the file's place, flush to disk, and move there. Raises OSError."""
+def encode(router: StoredRouter) -> bytes:
+    """The content of a router's file."""
     from safetensors.numpy import save
 
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "centroids": router.centroids,
+        "answers": router.answers,
+    }
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
         "temperature": repr(router.temperature),
         "names": json.dumps(router.names),
     }
-    content = save({"centroids": router.centroids, "answers": router.answers}, metadata)
+    if router.groups is not None and len(router.names) < len(router.groups):
+        tensors["groups"] = router.groups
+    if router.calibration is not None:
+        tensors["calibration"] = router.calibration.scores
+        if router.calibration.typical is not None:
+            tensors["typical"] = router.calibration.typical
+        metadata["score"] = router.calibration.score
+        metadata["calibrated"] = router.calibration.source
+    if router.training is not None:
+        metadata["training"] = json.dumps(dataclasses.asdict(router.training))
+    return save(tensors, metadata)
+
+
+def write(path: str | os.PathLike[str], router: StoredRouter) -> None:
+    """Write beside the file's place, flush to disk, and move there. Raises OSError."""
+    content = encode(router)
     path = os.fspath(path)
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
@@ -53,20 +86,39 @@ def read(path: str | os.PathLike[str]) -> StoredRouter:
 
     Raises OSError for a file that cannot be opened, and ValueError for one that is something else.
     """
-    from safetensors import SafetensorError, safe_open
+    with open(path, "rb") as file:
+        return decode(file.read())
 
-    with open(path, "rb"):  # safe_open reports a missing file as if it were a wrong one
-        pass
+
+def decode(content: bytes) -> StoredRouter:
+    """What `encode` was given; ValueError for something else."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
-                raise ValueError(f"its header does not say {_FORMAT}, version {_VERSION}")
-            return StoredRouter(
-                file.get_tensor("centroids"),
-                file.get_tensor("answers"),
-                float(metadata["temperature"]),
-                json.loads(metadata["names"]),
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
+            raise ValueError(f"its header does not say {_FORMAT}, version {_VERSION}")
+        calibration = training = None
+        if "calibration" in tensors:
+            calibration = Calibration(
+                metadata["score"],
+                metadata["calibrated"],
+                tensors["calibration"],
+                tensors.get("typical"),
             )
+        if "training" in metadata:
+            training = TrainingRecord.from_dict(json.loads(metadata["training"]))
+        return StoredRouter(
+            tensors["centroids"],
+            tensors["answers"],
+            float(metadata["temperature"]),
+            json.loads(metadata["names"]),
+            tensors.get("groups"),
+            calibration,
+            training,
+        )
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error

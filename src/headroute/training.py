@@ -1,53 +1,70 @@
 """Fit heads from embeddings and groups. Pure functions: arrays in, a router out, no files.
 
-A head's centroid is the mean of its group's question embeddings; its answer is given.
+A head's centroid is the mean of its questions' embeddings, or is learned from there (learning.py);
+its answer is that of its group. τ is the likeliest for questions that the heads do not know
+(leave_one_out.py).
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from headroute import _validate
+from headroute._questions import Questions, checked_questions, means, shared_questions, sums_of
 from headroute._validate import Float32
+from headroute.abstention import calibrate
+from headroute.learning import learn
+from headroute.leave_one_out import (
+    Cosines,
+    HeadSums,
+    Int64,
+    LikelihoodCurve,
+    best_temperature,
+    left_out_cosines,
+)
+from headroute.prediction import Calibration
+from headroute.progress import progress_bar
 from headroute.router import Router
+from headroute.splitting import split_groups
+from headroute.training_record import Curve, TrainingRecord
+
+METHODS = ("centroid", "learned")
+
+DEFAULT_TEMPERATURE = 0.1  # the chapter's
 
 
-def group_means(vectors: npt.ArrayLike, groups: npt.ArrayLike, n_groups: int) -> Float32:
-    """Return the mean vector of every group.
+class TrainingOptions(TypedDict, total=False):
+    """The options of `train_heads` that say how to train."""
 
-    Args:
-        vectors: (n, d) real numbers, finite.
-        groups: (n,) integers in 0..n_groups-1, the group of each vector.
-        n_groups: number of groups, >= 1; each must have a vector.
+    temperature: float | Literal["auto"]
+    method: str
+    heads_per_group: int | Literal["auto"]
+    random_state: int
 
-    Returns (n_groups, d) float32; the sums are taken in float64.
 
-    Raises TypeError for wrong dtypes; ValueError for wrong shapes, a group out of range or without
-    vectors, NaN and infinity.
-    """
-    rows = _validate.real_array(vectors, "vectors")
-    numbers = _validate.group_numbers(groups)
-    if rows.ndim != 2 or len(rows) != len(numbers):
-        raise ValueError(
-            f"vectors must be an (n, d) array with one group a row, got shape {rows.shape} "
-            f"and {len(numbers)} groups"
-        )
-    outside = (numbers < 0) | (numbers >= n_groups)
-    if outside.any():
-        raise ValueError(
-            f"groups must be between 0 and {n_groups - 1}, got {numbers[outside.argmax()]}"
-        )
-    counts = np.bincount(numbers, minlength=n_groups)
-    if (counts == 0).any():
-        raise ValueError(f"group {(counts == 0).argmax()} has no vectors")
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"vector {finite.argmin()} has a NaN or infinity in it")
-    by_group = rows[np.argsort(numbers, kind="stable")]
-    starts = np.cumsum(counts) - counts
-    sums = np.add.reduceat(by_group, starts, axis=0, dtype=np.float64)
-    return (sums / counts[:, np.newaxis]).astype(np.float32)
+@dataclass(frozen=True)
+class Options:
+    """TrainingOptions, checked."""
+
+    temperature: float | Literal["auto"] = "auto"
+    method: str = "learned"
+    heads_per_group: int | Literal["auto"] = 1
+    random_state: int = 0
+
+
+def checked_options(options: TrainingOptions) -> Options:
+    """Raises TypeError and ValueError, with the value."""
+    result = Options(**options)
+    if result.temperature != "auto":
+        _validate.temperature(result.temperature)
+    _validate.one_of(result.method, "method", METHODS)
+    if result.heads_per_group != "auto":
+        _validate.at_least_1(result.heads_per_group, "heads_per_group")
+    return result
 
 
 def train_heads(
@@ -55,24 +72,132 @@ def train_heads(
     groups: npt.ArrayLike,
     answers: npt.ArrayLike,
     *,
-    temperature: float = 0.1,
     names: Sequence[str] | None = None,
     backend: str = "auto",
+    progress: bool = False,
+    **options: Unpack[TrainingOptions],
 ) -> Router:
-    """Return a router with one head a group: the centroid is the mean of the group's questions.
+    """Return a router with heads for every group of questions.
 
     Args:
         questions: (n, d) embeddings of the training questions.
-        groups: (n,) integers, the group of each question.
-        answers: (K, e) one answer embedding a group; its length says how many groups there are.
-        temperature, names, backend: as for `Router`.
+        groups: (n,) integers, the group of each question: an index into the answers.
+        answers: (G, e) one answer embedding a group, G >= 2.
+        temperature: τ; "auto" takes the likeliest one for questions that are left out of their own
+            heads, or held out of the learning.
+        method: "centroid": a head is the mean of its questions. "learned", the default: the means
+            are mapped by a matrix that was trained on the questions, when that helps questions held
+            out; else they stay as they are.
+        heads_per_group: a number, or "auto" for as many as make held-out questions likelier. Needs
+            scikit-learn.
+        random_state: seed of what is random: k-means, and which questions are held out.
+        names: one a group; backend: as for `Router`.
+        progress: a bar on stderr, if that is a terminal.
 
-    Raises what `group_means` and `Router` raise.
+    What was chosen, and how, is in `router.training`; `router.predict` can abstain.
+
+    Raises TypeError for wrong dtypes; ValueError for wrong shapes, fewer than two groups, a group
+    out of range or without questions, NaN and infinity, and unknown options. Warns when the same
+    question is in two groups, and when "auto" has nothing to go by, because no group has two
+    questions.
     """
+    checked = checked_options(options)
     rows = _validate.real_array(answers, "answers")
     if rows.ndim != 2 or len(rows) == 0:
         raise ValueError(
-            f"answers must be a (K, e) array with a row a group, got shape {rows.shape}"
+            f"answers must be a (G, e) array with a row a group, got shape {rows.shape}"
         )
-    centroids = group_means(questions, groups, len(rows))
-    return Router(centroids, rows, temperature=temperature, names=names, backend=backend)
+    training = checked_questions(questions, groups, len(rows))
+    heads = fit_heads(training, checked, progress=progress)
+    if heads.record.shared_questions:
+        warnings.warn(
+            f"{heads.record.shared_questions} questions are in more than one group as well",
+            stacklevel=2,
+        )
+    if heads.record.temperature_source == "default":
+        warnings.warn(
+            f"no group has two questions: the temperature is the default, {DEFAULT_TEMPERATURE:g}",
+            stacklevel=2,
+        )
+    return heads.router(rows, names, backend)
+
+
+class FittedHeads(NamedTuple):
+    """Heads without their answers."""
+
+    centroids: Float32  # (K, d)
+    groups: Int64  # (K,) ascending
+    temperature: float
+    record: TrainingRecord
+    calibration: Calibration | None
+
+    def router(
+        self, answers: npt.ArrayLike, names: Sequence[str] | None, backend: str = "auto"
+    ) -> Router:
+        """With answers (G, e), and names of the groups."""
+        return Router(
+            self.centroids,
+            np.asarray(answers)[self.groups],
+            temperature=self.temperature,
+            names=names,
+            groups=self.groups,
+            backend=backend,
+            calibration=self.calibration,
+            training=self.record,
+        )
+
+
+def fit_heads(questions: Questions, options: Options, *, progress: bool = False) -> FittedHeads:
+    """Fit heads to checked questions; ValueError for fewer than two groups."""
+    n_groups = len(questions.counts)
+    if n_groups < 2:
+        raise ValueError(f"routing needs at least two groups, got {n_groups}")
+    rng = np.random.default_rng(options.random_state)
+    heads, head_groups = questions.groups, np.arange(n_groups)
+    sums, curve = sums_and_curve(questions.rows, heads, head_groups)
+    likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
+    if options.heads_per_group != 1:
+        heads, head_groups = split_groups(questions, options.heads_per_group, likeliest, rng)
+        sums, curve = sums_and_curve(questions.rows, heads, head_groups)
+        likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
+
+    def left_out() -> Iterator[Cosines]:
+        return left_out_cosines(questions.rows, heads, sums)
+
+    centroids = means(sums.sums, sums.counts)
+    cosines: Callable[[], Iterator[Cosines]] = left_out
+    source = "leave-one-out"
+    freedom: float | None = None
+    freedoms: Curve = ()
+    if options.method == "learned" and curve:
+        with progress_bar(None, "Learning heads", "step", shown=progress) as bar:
+            learned = learn(questions.rows, heads, sums, likeliest, rng, bar)
+        freedom, freedoms = learned.freedom, learned.freedom_curve
+        if freedom:
+            centroids, curve = learned.centroids, learned.temperature_curve
+            likeliest = best_temperature(curve)
+            cosines, source = learned.cosines, "cross-validation"
+    given = options.temperature
+    temperature = likeliest if given == "auto" else float(given)
+    record = TrainingRecord(
+        method=options.method,
+        questions=len(questions.rows),
+        lone_questions=int((questions.counts == 1).sum()),
+        shared_questions=shared_questions(questions),
+        temperature_source=("given" if given != "auto" else source if curve else "default"),
+        temperature_curve=curve,
+        freedom=freedom,
+        freedom_curve=freedoms,
+    )
+    calibration = calibrate(cosines, head_groups, temperature, source)
+    return FittedHeads(centroids, head_groups, temperature, record, calibration)
+
+
+def sums_and_curve(rows: Float32, heads: Int64, head_groups: Int64) -> tuple[HeadSums, Curve]:
+    """The heads' sums, and the leave-one-out likelihood over τ."""
+    counts = np.bincount(heads, minlength=len(head_groups))
+    sums = HeadSums(sums_of(rows, heads, len(head_groups)), counts, head_groups)
+    curve = LikelihoodCurve(head_groups)
+    for block in left_out_cosines(rows, heads, sums):
+        curve.add(block)
+    return sums, curve.curve()

@@ -1,0 +1,332 @@
+"""Heads that learn: one linear map of all mean centroids, trained by the cross-entropy of routing.
+
+    ĉ_k = W m_k / ‖W m_k‖      w_ik = softmax_k(q̂_i · ĉ_k / τ)
+    minimise over W:   -Σ_i log Σ_{k in group(i)} w_ik  +  ‖W - I‖² / 2f
+
+    q (n, d) questions     m (K, d) unit means of the heads' questions     W (d, d)
+
+W = I are the mean centroids, and f, the freedom, says how far W may go from them. What is learned
+is shared by all heads, so that a few questions a head are enough. A question that helped to make
+its own head would teach W to recognise questions instead of groups, so each is compared with its
+head as it is without it: a head's questions are dealt into at most `PARTS` parts, and W maps the
+head without each part too.
+
+f and τ are chosen on held-out questions, f from 0, the mean centroids, upwards. Which
+measurements led here: docs/decisions/0011.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute._backends.reference import unit
+from headroute._validate import Float32
+from headroute.leave_one_out import (
+    Cosines,
+    Float64,
+    HeadSums,
+    Int64,
+    LikelihoodCurve,
+    rows_at_once,
+)
+from headroute.training_record import Curve
+
+# Leave-one-out up to this many questions a head. With more, one of them matters less than the time
+# that another mapped vector takes.
+PARTS = 10
+
+# Learning at a higher temperature than the likeliest keeps questions that are right by a little in
+# play: 1 to 2 is flat, 1 loses half a point of accuracy.
+HEAT = 1.5
+
+FREEDOMS = (0.0, 0.01, 0.1, 1.0)
+
+# A fifth of the questions is held out at a time: five times, but less often the more there are. The
+# fewer, the more the choice depends on which ones were held out.
+FOLDS = 5
+_QUESTIONS_FITTED = 15_000
+
+_MAX_ITERATIONS = 100
+_RELATIVE_TOLERANCE = 1e-4  # of the loss; 1e-6 takes three times as long for 0.0002 of accuracy
+
+# float32 bytes of logits worked on at once.
+_BLOCK_BYTES = 1 << 20
+
+
+class Task(NamedTuple):
+    """What W is trained on. Questions are sorted by part, and parts by head."""
+
+    questions: Float32  # (n, d), of unit length
+    heads: Int64  # (n,) the head of each
+    parts: Int64  # (n,) the part of each, ascending from 0
+    means: Float32  # (K, d), of unit length
+    means_without: Float32  # (P, d) of a part's head without the part; zero when nothing is left
+    groups: Int64  # (K,) the group of each head, ascending
+    learnable: npt.NDArray[np.bool_]  # (n,) whether anything is left of the question's group
+
+
+def make_task(questions: Float32, heads: Int64, sums: HeadSums, rng: np.random.Generator) -> Task:
+    """Deal the questions (n, d) of heads (n,) into parts."""
+    shuffled = rng.permutation(len(questions))
+    by_head = shuffled[np.argsort(heads[shuffled], kind="stable")]
+    place = np.arange(len(questions)) - np.repeat(np.cumsum(sums.counts) - sums.counts, sums.counts)
+    part = heads[by_head] * PARTS + place % PARTS
+    by_part = np.argsort(part, kind="stable")
+    order, part = by_head[by_part], part[by_part]
+    starts = np.flatnonzero(np.diff(part, prepend=-1))
+    parts = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(part)))
+    own = heads[order]
+    own_of_part = own[starts]
+    without = sums.sums[own_of_part] - np.add.reduceat(
+        questions[order], starts, axis=0, dtype=np.float64
+    )
+    alone = sums.counts[own_of_part] == 1
+    without[alone] = 0  # exactly
+    heads_of_group = np.bincount(sums.groups)
+    learnable = (heads_of_group[sums.groups[own]] > 1) | ~alone[parts]
+    return Task(
+        unit(questions[order].astype(np.float64)).astype(np.float32),
+        own,
+        parts,
+        unit(sums.sums).astype(np.float32),
+        unit(without).astype(np.float32),
+        sums.groups,
+        learnable,
+    )
+
+
+class Mapped(NamedTuple):
+    """Unit vectors W m / ‖W m‖, (K, d), and the lengths ‖W m‖, (K, 1)."""
+
+    directions: Float32
+    lengths: Float32
+
+    @classmethod
+    def of(cls, w: Float32, means: Float32) -> "Mapped":
+        mapped = means @ w.T
+        lengths = np.linalg.norm(mapped, axis=1, keepdims=True)
+        lengths[lengths == 0] = 1
+        return cls(mapped / lengths, lengths)
+
+    def gradient(self, slope: Float32, means: Float32) -> Float32:
+        """The gradient in W (d, d), from that in the directions (K, d)."""
+        along = (slope * self.directions).sum(axis=1, keepdims=True)
+        result: Float32 = ((slope - along * self.directions) / self.lengths).T @ means
+        return result
+
+
+def loss_and_gradient(w: Float32, task: Task, temperature: float) -> tuple[float, Float32]:
+    """Σ_i of the cross-entropies, and the gradient in W, (d, d)."""
+    from scipy.sparse import csr_array
+
+    heads, without = Mapped.of(w, task.means), Mapped.of(w, task.means_without)
+    empty = np.logical_not(task.means_without.any(axis=1))
+    columns = np.ascontiguousarray(heads.directions.T) / np.float32(temperature)
+    group_starts = np.flatnonzero(np.diff(task.groups, prepend=-1))
+    several = len(group_starts) < len(task.groups)
+    slope_of_heads = np.zeros_like(task.means)
+    own_slopes = np.empty(len(task.questions), np.float32)
+    loss = 0.0
+    step = max(1, _BLOCK_BYTES // (4 * len(task.means)))
+    for start in range(0, len(task.questions), step):
+        rows = slice(start, start + step)
+        questions, own, parts = task.questions[rows], task.heads[rows], task.parts[rows]
+        each = np.arange(len(questions))
+        logits = questions @ columns
+        own_logits = np.einsum("ij,ij->i", questions, without.directions[parts])
+        own_logits /= np.float32(temperature)
+        own_logits[empty[parts]] = -np.inf
+        logits[each, own] = own_logits
+        logits -= logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits, out=logits)
+        # d loss / d logit is the weight, less its share of the group's.
+        totals = weights.sum(axis=1)
+        if several:
+            inside = task.groups[own][:, np.newaxis] == task.groups
+            of_group = np.where(inside, weights, 0)
+        else:
+            of_group = weights[each, own][:, np.newaxis]
+        # A weight that float32 has as 0 counts as its least: the slope stays finite.
+        sums = np.maximum(of_group.sum(axis=1), np.finfo(np.float32).tiny)
+        learnable = task.learnable[rows]
+        loss += float(np.log(totals / sums, dtype=np.float64)[learnable].sum())
+        weights *= np.where(learnable, 1 / totals, 0)[:, np.newaxis]
+        shares = np.where(learnable, 1 / sums, 0)[:, np.newaxis] * of_group
+        if several:
+            weights -= shares
+        else:
+            weights[each, own] -= shares[:, 0]
+        own_slopes[rows] = weights[each, own]
+        weights[each, own] = 0
+        slope_of_heads += weights.T @ questions
+    part_starts = np.flatnonzero(np.diff(task.parts, prepend=-1, append=-1))
+    by_part = csr_array(
+        (own_slopes, np.arange(len(own_slopes)), part_starts),
+        shape=(len(task.means_without), len(own_slopes)),
+    )
+    gradient = heads.gradient(slope_of_heads, task.means)
+    gradient += without.gradient(by_part @ task.questions, task.means_without)
+    return loss, gradient / np.float32(temperature)
+
+
+def fit_map(w: Float32, task: Task, temperature: float, freedom: float, progress: Any) -> Float32:
+    """The W (d, d) of the least loss, sought from W on; `progress.update()` each iteration."""
+    from scipy.optimize import minimize
+
+    n_learnable = max(1, int(task.learnable.sum()))
+    identity = np.eye(len(w), dtype=np.float32)
+
+    def objective(x: Float64) -> tuple[float, Float64]:
+        trial = x.reshape(w.shape).astype(np.float32)
+        loss, gradient = loss_and_gradient(trial, task, temperature)
+        away = trial - identity
+        loss += float(np.vdot(away, away)) / (2 * freedom)
+        gradient += away / np.float32(freedom)
+        return loss / n_learnable, gradient.ravel().astype(np.float64) / n_learnable
+
+    with _one_scipy_thread():
+        found = minimize(
+            objective,
+            w.ravel().astype(np.float64),
+            jac=True,
+            method="L-BFGS-B",
+            callback=lambda _: progress.update(),
+            options={"maxiter": _MAX_ITERATIONS, "ftol": _RELATIVE_TOLERANCE, "gtol": 0},
+        )
+    result: Float32 = found.x.reshape(w.shape).astype(np.float32)
+    return result
+
+
+@contextmanager
+def _one_scipy_thread() -> Iterator[None]:
+    """SciPy's BLAS has threads of its own, which spin and halve the speed of NumPy's."""
+    from threadpoolctl import ThreadpoolController
+
+    controller = ThreadpoolController()
+    scipys = [
+        library.filepath
+        for library in controller.lib_controllers
+        if "scipy.libs" in library.filepath or "scipy/.dylibs" in library.filepath
+    ]
+    with controller.select(filepath=scipys).limit(limits=1):
+        yield
+
+
+class Fold(NamedTuple):
+    """Questions held out of a map, and the heads without them."""
+
+    questions: Float32  # (m, d)
+    heads: Int64  # (m,)
+    sums: HeadSums
+    w: Float32  # (d, d)
+
+    def cosines(self) -> Iterator[Cosines]:
+        centroids = mapped_centroids(self.w, self.sums).T
+        step = rows_at_once(len(self.sums.counts))
+        for start in range(0, len(self.questions), step):
+            rows = slice(start, start + step)
+            directions = unit(self.questions[rows].astype(np.float64))
+            yield Cosines(directions @ centroids, self.heads[rows])
+
+
+class Learned(NamedTuple):
+    """What was learned, and what was held out to choose it."""
+
+    centroids: Float32  # (K, d), of unit length
+    freedom: float  # 0: the mean centroids
+    freedom_curve: Curve
+    temperature_curve: Curve
+    folds: list[Fold]  # at the chosen freedom
+
+    def cosines(self) -> Iterator[Cosines]:
+        """Of the questions held out."""
+        return itertools.chain.from_iterable(fold.cosines() for fold in self.folds)
+
+
+def learn(
+    questions: Float32,
+    heads: Int64,
+    sums: HeadSums,
+    temperature: float,
+    rng: np.random.Generator,
+    progress: Any,
+) -> Learned:
+    """Choose the freedom on held-out questions, then fit to all.
+
+    Args:
+        questions: (n, d); heads: (n,) the head of each; sums: of these.
+        temperature: the likeliest τ of the mean centroids.
+        progress: `.update()` is called at every iteration.
+
+    A head's only question is never held out. Without any other the centroids stay means.
+    """
+    heat = HEAT * temperature
+    fold_of = deal_into_folds(heads, sums.counts, rng)
+    curves = {freedom: LikelihoodCurve(sums.groups) for freedom in FREEDOMS}
+    folds: dict[float, list[Fold]] = {freedom: [] for freedom in FREEDOMS}
+    for fold in range(n_folds(len(questions))):
+        out = fold_of == fold
+        if not out.any():
+            continue
+        left = without(sums, questions[out], heads[out])
+        task = make_task(questions[~out], heads[~out], left, rng)
+        w = np.eye(questions.shape[1], dtype=np.float32)
+        for freedom, curve in curves.items():
+            if freedom:
+                w = fit_map(w, task, heat, freedom, progress)
+            folds[freedom].append(Fold(questions[out], heads[out], left, w))
+            for block in folds[freedom][-1].cosines():
+                curve.add(block)
+    heights = {
+        freedom: max(value for _, value in curve.curve())
+        for freedom, curve in curves.items()
+        if curve.questions
+    }
+    chosen = max(heights, key=lambda freedom: heights[freedom], default=0.0)
+    w = np.eye(questions.shape[1], dtype=np.float32)
+    if chosen:
+        task = make_task(questions, heads, sums, rng)
+        w = fit_map(folds[chosen][-1].w, task, heat, chosen, progress)
+    return Learned(
+        mapped_centroids(w, sums),
+        chosen,
+        tuple(heights.items()),
+        curves[chosen].curve(),
+        folds[chosen],
+    )
+
+
+def mapped_centroids(w: Float32, sums: HeadSums) -> Float32:
+    return Mapped.of(w, unit(sums.sums).astype(np.float32)).directions
+
+
+def n_folds(n_questions: int) -> int:
+    return min(FOLDS, max(1, _QUESTIONS_FITTED // n_questions))
+
+
+def deal_into_folds(heads: Int64, counts: Int64, rng: np.random.Generator) -> Int64:
+    """Folds (n,) in 0..FOLDS-1 so that each has its share of every head; -1 for the only question
+    of a head.
+    """
+    shuffled = rng.permutation(len(heads))
+    by_head = shuffled[np.argsort(heads[shuffled], kind="stable")]
+    folds = np.empty(len(heads), np.int64)
+    # Running on from head to head, so that heads of a few questions are not all in fold 0.
+    folds[by_head] = np.arange(len(heads)) % FOLDS
+    folds[counts[heads] == 1] = -1
+    return folds
+
+
+def without(sums: HeadSums, questions: Float32, heads: Int64) -> HeadSums:
+    """The heads without some of their questions."""
+    less = np.zeros_like(sums.sums)
+    np.add.at(less, heads, questions)
+    return HeadSums(
+        sums.sums - less,
+        sums.counts - np.bincount(heads, minlength=len(sums.counts)),
+        sums.groups,
+    )

@@ -1,0 +1,131 @@
+"""Which group a query belongs to, and whether to answer it at all.
+
+    group = argmax_g Σ_{k in g} w_k
+
+How much in scope a query is, higher for more, is one of
+
+    best_cosine    max_k s_k
+    log_partition  log Σ_k exp(s_k / τ), the energy of out-of-scope detection (Liu et al. 2020)
+    relative       log Σ_k exp((s_k - t_k / 2) / τ), t_k the mean cosine that the head's own
+                   questions have to it: less is expected of a wide group
+    margin         the heaviest group's weight less the next one's
+
+A level α becomes a threshold by split conformal prediction (Vovk et al. 2005): of m scores of
+in-scope queries, the ⌊α(m + 1)⌋-th smallest. A new in-scope query, exchangeable with them, is below
+it with a probability of at most ⌊α(m + 1)⌋ / (m + 1) <= α.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute import _validate
+from headroute._backends.reference import unit
+from headroute._validate import Float32, Floats
+
+Float64 = npt.NDArray[np.float64]
+
+SCORES = ("best_cosine", "log_partition", "relative", "margin")
+
+# float32 bytes of weights held at once.
+_BLOCK_BYTES = 2 << 20
+
+
+class Prediction(NamedTuple):
+    """One entry a query, each (N,), or () for one query."""
+
+    group: npt.NDArray[np.int64]  # the group of most weight, also where `abstained`
+    score: Float32  # higher for more in scope; which score it is, `Router.calibration` says
+    abstained: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of in-scope queries, which turn a level into a threshold."""
+
+    score: str  # one of SCORES
+    source: str  # "held-out": not trained on; "leave-one-out" or "cross-validation": trained on
+    scores: Float32  # (m,), ascending
+    typical: Float32 | None = None  # (K,) t_k; None unless the score needs it
+
+    def threshold(self, alpha: float) -> float:
+        """The score below which a query is refused at level `alpha`; -inf when m is too small for
+        any to be: below 1/α - 1.
+
+        Raises ValueError for a level outside (0, 1).
+        """
+        level = _validate.level(alpha)
+        place = math.floor(level * (len(self.scores) + 1) + 1e-9)  # 0.07 · 100 is 7.000000000000001
+        return float(self.scores[place - 1]) if place else -math.inf
+
+
+class Groups:
+    """Which group each of K heads belongs to, and the sums of weights over groups."""
+
+    def __init__(self, group_of_head: npt.NDArray[np.int64]) -> None:
+        self._one_head_each = np.array_equal(group_of_head, np.arange(len(group_of_head)))
+        self._order = np.argsort(group_of_head, kind="stable")
+        counts = np.bincount(group_of_head)
+        self._starts = np.cumsum(counts) - counts
+
+    def sums(self, weights: Floats) -> Floats:
+        """Weights of heads (n, K) as weights of groups (n, G)."""
+        if self._one_head_each:
+            return weights
+        result: Floats = np.add.reduceat(weights[:, self._order], self._starts, axis=1)
+        return result
+
+
+def rows_at_once(n_heads: int) -> int:
+    """How many queries to route before their weights are looked at."""
+    return max(1, _BLOCK_BYTES // (4 * n_heads))
+
+
+def best_cosines(
+    queries: npt.NDArray[np.floating[Any]], centroids: Float32, heads: npt.NDArray[np.int64]
+) -> Float64:
+    """Cosines (n,) of queries (n, d) to their heads (n,) among centroids (K, d)."""
+    directions = unit(queries.astype(np.float64))
+    result: Float64 = np.einsum("ij,ij->i", directions, unit(centroids[heads].astype(np.float64)))
+    return result
+
+
+def log_of_relative(weights: Floats, typical: Float32, temperature: float) -> Float64:
+    """log Σ_k w_k exp(-t_k / 2τ), (n,): what `relative` is beyond `log_partition`."""
+    least = float(typical.min())
+    factors = np.exp((least - typical.astype(np.float64)) / (2 * temperature))
+    # A row whose weight is all where the factor is 0 counts as if a little were elsewhere.
+    sums = np.maximum(weights @ factors, np.finfo(np.float64).tiny)
+    result: Float64 = np.log(sums) - least / (2 * temperature)
+    return result
+
+
+def margins(group_weights: Floats) -> Float64:
+    """First less second weight (n,) of (n, G); 1 when there is one group."""
+    if group_weights.shape[1] == 1:
+        return np.ones(len(group_weights))
+    second, first = np.partition(group_weights, -2, axis=1)[:, -2:].T
+    result: Float64 = first.astype(np.float64) - second
+    return result
+
+
+def scores_of(
+    score: str,
+    best_cosine: Float64,
+    weights: Floats,
+    groups: Groups,
+    temperature: float,
+    typical: Float32 | None,
+) -> Float64:
+    """The scores (n,) of queries of best cosines (n,) and weights (n, K)."""
+    if score == "best_cosine":
+        return best_cosine
+    if score == "margin":
+        return margins(groups.sums(weights))
+    result: Float64 = best_cosine / temperature - np.log(weights.max(axis=1).astype(np.float64))
+    if score == "relative" and typical is not None:
+        result += log_of_relative(weights, typical, temperature)
+    return result
