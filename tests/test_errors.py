@@ -261,7 +261,7 @@ def test_kinds_of_heads(backend):
 
 def test_names_and_temperature(backend):
     ones = np.ones((2, 2))
-    with raises(ValueError, "3 names for 2 heads"):
+    with raises(ValueError, "3 names for 2 heads or groups of heads"):
         Router(ones, ones, names=["a", "b", "c"], backend=backend)
     with raises(TypeError, "names must be a sequence of str, got 'ab'"):
         Router(ones, ones, names="ab", backend=backend)

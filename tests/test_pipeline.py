@@ -68,7 +68,7 @@ def test_a_text_that_takes_another_ones_id_meanwhile_gets_its_own_vector(path, e
     with Database.open(path) as db:
         (last,) = (i for i, text in db.texts_without_embedding(MODEL, "question") if text == "last")
     encode.meanwhile = replace_last
-    assert pipeline.train(path, MODEL, 0.1).embedded_questions == 4
+    assert pipeline.train(path, MODEL).embedded_questions == 4
     assert dict(sql(path, "SELECT text, question_id FROM questions"))["newcomer"] == last
     check_vectors(path)
 
@@ -77,7 +77,7 @@ def test_clusters_that_come_meanwhile_are_trained_too(path, encode):
     encode.meanwhile = lambda: imported(
         path, cluster("a"), cluster("b", ["q3", "last"], ["another"]), cluster("c", ["q9"], ["new"])
     )
-    report = pipeline.train(path, MODEL, 0.1)
+    report = pipeline.train(path, MODEL)
     assert (report.heads, report.embedded_questions, report.embedded_answers) == (3, 5, 3)
     assert sorted(encode.embedded) == sorted(
         ["q1", "q2", "q3", "last", "an answer", "another", "q9", "new"]
@@ -86,12 +86,12 @@ def test_clusters_that_come_meanwhile_are_trained_too(path, encode):
 
 
 def test_heads_that_cannot_be_read_are_replaced(path, encode):
-    first = pipeline.train(path, MODEL, 0.1)
+    first = pipeline.train(path, MODEL)
     sql(path, "DELETE FROM headroute_vectors WHERE path LIKE '%centroid%'")
     for name in files(path):
         if "centroid" in name:
             (path.parent / "embeddings" / name).unlink()
-    again = pipeline.train(path, MODEL, 0.1)
+    again = pipeline.train(path, MODEL)
     assert again.stored
     assert again.projection_id != first.projection_id
     with Database.open(path) as db:
@@ -103,4 +103,4 @@ def test_answers_of_variants_that_no_model_uses(tmp_path, encode):
     with Database.create(path) as db:
         db.import_clusters([cluster("a", answers=[("long", "text")])], "qa")
     with pytest.raises(NoHeadsError, match="default or stand-in; there are answers of: long"):
-        pipeline.train(path, MODEL, 0.1)
+        pipeline.train(path, MODEL)

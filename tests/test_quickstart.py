@@ -34,7 +34,7 @@ def test_quickstart_twice(tmp_path) -> None:
     for part in (
         "34 clusters, 272 questions, 34 answers",
         "Validated on 136 held-out questions",
-        "routing, τ = 0.1",
+        "routing, τ = 0.0",
         "direct similarity",
         "█",
         "queries/s",

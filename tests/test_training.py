@@ -59,7 +59,13 @@ def test_train_heads(backend, rng):
     groups = np.arange(30) % 3
     answers = rng.standard_normal((3, 4))
     router = train_heads(
-        questions, groups, answers, temperature=0.05, names=["a", "b", "c"], backend=backend
+        questions,
+        groups,
+        answers,
+        method="centroid",
+        temperature=0.05,
+        names=["a", "b", "c"],
+        backend=backend,
     )
     np.testing.assert_array_equal(router.centroids, group_means(questions, groups, 3))
     np.testing.assert_array_equal(router.answers, answers.astype(np.float32))
@@ -76,5 +82,5 @@ def test_questions_find_their_group(backend, rng):
 
 @pytest.mark.parametrize("answers", [np.ones(3), np.ones((0, 3))])
 def test_bad_answers(answers):
-    with pytest.raises(ValueError, match=r"answers must be a \(K, e\) array with a row a group"):
+    with pytest.raises(ValueError, match=r"answers must be a \(G, e\) array with a row a group"):
         train_heads([[1, 2]], [0], answers)

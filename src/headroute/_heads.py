@@ -24,6 +24,9 @@ class StoredProjection:
     recall_at_1: float | None
     mrr: float | None
     created_at: str  # UTC, "2025-12-19 22:19:22"
+    # The router that they were stored with, of clusters of which some may be gone by now.
+    router: bytes | None = None
+    router_cluster_ids: list[int] | None = None
 
 
 def cluster_name(cluster_id: int, name: str | None) -> str:
@@ -41,6 +44,7 @@ def store_heads(
     num_questions: Sequence[int],
     recall_at_1: float | None,
     mrr: float | None,
+    router: bytes | None,
 ) -> int:
     """Store checked heads in place of those of the same model and name; returns their id."""
     replaced = store.all(
@@ -74,7 +78,14 @@ def store_heads(
         f" VALUES ({projection_id}, ?, ?, ?, ?)",
         zip(*columns, strict=True),
     )
+    if router is not None:
+        store.all(
+            "INSERT INTO headroute_routers (mh_projection_id, cluster_ids, router)"
+            " VALUES (?, ?, ?)",
+            (projection_id, json.dumps(list(cluster_ids)), router),
+        )
     remove_heads(store, "mh_projection_id", [row[0] for row in replaced])
+    store.many("DELETE FROM headroute_routers WHERE mh_projection_id = ?", replaced)
     store.many("DELETE FROM multi_head_projections WHERE mh_projection_id = ?", replaced)
     return projection_id
 
@@ -110,6 +121,13 @@ def newest_heads(store: Store, model: str | None, name: str | None) -> StoredPro
             f"{store.path}: the heads named {found_name!r} have matrices (W_path), which only"
             " UnifyWeaver applies"
         )
+    routers = []
+    if store.has_table("headroute_routers"):
+        routers = store.all(
+            "SELECT router, cluster_ids FROM headroute_routers WHERE mh_projection_id = ?",
+            (projection_id,),
+        )
+    router, cluster_ids = routers[0] if routers else (None, "null")
     return StoredProjection(
         projection_id,
         found_model,
@@ -123,6 +141,8 @@ def newest_heads(store: Store, model: str | None, name: str | None) -> StoredPro
         recall_at_1,
         mrr,
         created_at,
+        router,
+        json.loads(cluster_ids),
     )
 
 

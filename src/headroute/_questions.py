@@ -16,6 +16,9 @@ class Questions(NamedTuple):
     rows: Float32  # (n, d), C-contiguous
     groups: Int64  # (n,)
     counts: Int64  # (G,) questions of each group, >= 1
+    # (n,) False for a vector that is in more than one group: it belongs to their heads, but says
+    # nothing of which of them is right.
+    telling: npt.NDArray[np.bool_]
 
 
 def checked_questions(
@@ -44,7 +47,8 @@ def checked_questions(
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ValueError(f"{what} {finite.argmin()} has a NaN or infinity in it")
-    return Questions(_validate.float32_rows(rows), numbers, counts)
+    narrow = _validate.float32_rows(rows)
+    return Questions(narrow, numbers, counts, ~in_several_groups(narrow, numbers))
 
 
 def group_means(vectors: npt.ArrayLike, groups: npt.ArrayLike, n_groups: int) -> Float32:
@@ -78,11 +82,10 @@ def means(sums: Float64, counts: Int64) -> Float32:
     return (sums / counts[:, np.newaxis]).astype(np.float32)
 
 
-def shared_questions(questions: Questions) -> int:
-    """How many questions have the same vector as one of another group."""
-    rows = questions.rows
+def in_several_groups(rows: Float32, groups: Int64) -> npt.NDArray[np.bool_]:
+    """(n,) whether the same row (n, d) is in another group as well."""
     keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
     same = np.unique(keys, return_inverse=True)[1]
-    pairs = np.unique(np.stack([same, questions.groups]), axis=1)
-    groups_of = np.bincount(pairs[0])
-    return int((groups_of[same] > 1).sum())
+    pairs = np.unique(np.stack([same, groups]), axis=1)
+    several: npt.NDArray[np.bool_] = np.bincount(pairs[0])[same] > 1
+    return several

@@ -1,4 +1,4 @@
-"""The tables: UnifyWeaver's as it makes them, and two of our own.
+"""The tables: UnifyWeaver's as it makes them, and some of our own.
 
 UnifyWeaver adds its remaining tables itself when it opens a database of ours.
 """
@@ -97,6 +97,12 @@ _OWN_TABLES = {
         path TEXT PRIMARY KEY,
         text_hash BLOB,       -- of the text that was embedded, to see a change; NULL for heads
         vector BLOB NOT NULL  -- little-endian float32""",
+    # What cluster_heads cannot hold: several heads a cluster, how they were trained, and the scores
+    # to abstain by.
+    "headroute_routers": """
+        mh_projection_id INTEGER PRIMARY KEY,
+        cluster_ids TEXT NOT NULL,  -- JSON, of the router's groups in order
+        router BLOB NOT NULL        -- the content of a router's file""",
     # The file that a cluster was last imported from: what is no longer in the file goes.
     "headroute_sources": """
         cluster_id INTEGER PRIMARY KEY,

@@ -51,11 +51,11 @@ their embeddings.""",
         "train",
         "embed what is new and train one head a cluster",
         """\
-Embed the questions and answers that have no embedding yet, and train one head a
-cluster: its centroid is the mean of its questions, its answer the mean of its
-answers, normalised. Embeddings and heads are stored at the end, together. The
-figures of a --test-set are kept with the heads.""",
-        "headroute train --db lda.db --model all-MiniLM-L6-v2 --temperature 0.1 --validate",
+Embed the questions and answers that have no embedding yet, and train the heads
+of the clusters: a head starts as the mean of its questions, its answer is the
+mean of its answers, normalised. Embeddings and heads are stored at the end,
+together. The figures of a --test-set are kept with the heads.""",
+        "headroute train --db lda.db --model all-MiniLM-L6-v2 --validate",
         {
             0: "trained, or nothing new",
             1: "no cluster has both questions and answers",
@@ -70,10 +70,28 @@ figures of a --test-set are kept with the heads.""",
     )
     sub.add_argument(
         "--temperature",
-        type=temperature,
-        default=0.1,
+        type=lambda text: text if text == "auto" else temperature(text),
+        default="auto",
         metavar="TAU",
-        help="τ of the softmax, positive (default: %(default)s)",
+        help="τ of the softmax, positive, or auto: the likeliest for questions that the heads do "
+        "not know (default: auto)",
+    )
+    sub.add_argument(
+        "--method",
+        choices=["learned", "centroid"],
+        default="learned",
+        help="learned: train a map of the means, where that helps questions held out; "
+        "centroid: the means themselves (default: learned)",
+    )
+    sub.add_argument(
+        "--heads-per-group",
+        type=lambda text: text if text == "auto" else at_least_1(text),
+        default=1,
+        metavar="N",
+        help="heads a cluster, or auto: several where its questions fall apart (default: 1)",
+    )
+    sub.add_argument(
+        "--random-state", type=int, default=0, metavar="N", help="seed (default: %(default)s)"
     )
     sub.add_argument(
         "--name", help="name of the heads, in place of those of that name (default: by the model)"

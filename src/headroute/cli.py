@@ -120,10 +120,13 @@ def command_train(args: argparse.Namespace) -> int:
     report = train(
         args.db,
         args.model,
-        args.temperature,
         name=args.name,
         validate=args.validate,
         test_set=args.test_set,
+        temperature=args.temperature,
+        method=args.method,
+        heads_per_group=args.heads_per_group,
+        random_state=args.random_state,
     )
     emit(args, report, train_text(report))
     return 0

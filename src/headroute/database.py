@@ -314,8 +314,12 @@ class Database:
         num_questions: Sequence[int],
         recall_at_1: float | None = None,
         mrr: float | None = None,
+        router: bytes | None = None,
     ) -> int:
         """Store heads, centroids (K, d) and answers (K, e), in place of those of model and name.
+
+        One head a cluster, as UnifyWeaver has them; `router` is the content of a router's file,
+        whose groups are these clusters, and comes back as it is.
 
         Returns the id of the projection, a new one each time. Raises DatabaseError as
         store_embeddings does.
@@ -337,6 +341,7 @@ class Database:
                 [int(count) for count in num_questions],
                 recall_at_1,
                 mrr,
+                router,
             )
 
     def projection(self, model: str | None = None, name: str | None = None) -> StoredProjection:

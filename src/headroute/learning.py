@@ -69,8 +69,14 @@ class Task(NamedTuple):
     learnable: npt.NDArray[np.bool_]  # (n,) whether anything is left of the question's group
 
 
-def make_task(questions: Float32, heads: Int64, sums: HeadSums, rng: np.random.Generator) -> Task:
-    """Deal the questions (n, d) of heads (n,) into parts."""
+def make_task(
+    questions: Float32,
+    heads: Int64,
+    telling: npt.NDArray[np.bool_],
+    sums: HeadSums,
+    rng: np.random.Generator,
+) -> Task:
+    """Deal the questions (n, d) of heads (n,) into parts; W learns from those of `telling` (n,)."""
     shuffled = rng.permutation(len(questions))
     by_head = shuffled[np.argsort(heads[shuffled], kind="stable")]
     place = np.arange(len(questions)) - np.repeat(np.cumsum(sums.counts) - sums.counts, sums.counts)
@@ -87,7 +93,7 @@ def make_task(questions: Float32, heads: Int64, sums: HeadSums, rng: np.random.G
     alone = sums.counts[own_of_part] == 1
     without[alone] = 0  # exactly
     heads_of_group = np.bincount(sums.groups)
-    learnable = (heads_of_group[sums.groups[own]] > 1) | ~alone[parts]
+    learnable = ((heads_of_group[sums.groups[own]] > 1) | ~alone[parts]) & telling[order]
     return Task(
         unit(questions[order].astype(np.float64)).astype(np.float32),
         own,
@@ -153,7 +159,8 @@ def loss_and_gradient(w: Float32, task: Task, temperature: float) -> tuple[float
         # A weight that float32 has as 0 counts as its least: the slope stays finite.
         sums = np.maximum(of_group.sum(axis=1), np.finfo(np.float32).tiny)
         learnable = task.learnable[rows]
-        loss += float(np.log(totals / sums, dtype=np.float64)[learnable].sum())
+        logs = np.log(totals, dtype=np.float64) - np.log(sums, dtype=np.float64)
+        loss += float(logs[learnable].sum())
         weights *= np.where(learnable, 1 / totals, 0)[:, np.newaxis]
         shares = np.where(learnable, 1 / sums, 0)[:, np.newaxis] * of_group
         if several:
@@ -250,6 +257,7 @@ class Learned(NamedTuple):
 def learn(
     questions: Float32,
     heads: Int64,
+    telling: npt.NDArray[np.bool_],
     sums: HeadSums,
     temperature: float,
     rng: np.random.Generator,
@@ -259,6 +267,7 @@ def learn(
 
     Args:
         questions: (n, d); heads: (n,) the head of each; sums: of these.
+        telling: (n,) which questions to learn from, and to hold out.
         temperature: the likeliest τ of the mean centroids.
         progress: `.update()` is called at every iteration.
 
@@ -266,6 +275,7 @@ def learn(
     """
     heat = HEAT * temperature
     fold_of = deal_into_folds(heads, sums.counts, rng)
+    fold_of[~telling] = -1
     curves = {freedom: LikelihoodCurve(sums.groups) for freedom in FREEDOMS}
     folds: dict[float, list[Fold]] = {freedom: [] for freedom in FREEDOMS}
     for fold in range(n_folds(len(questions))):
@@ -273,7 +283,7 @@ def learn(
         if not out.any():
             continue
         left = without(sums, questions[out], heads[out])
-        task = make_task(questions[~out], heads[~out], left, rng)
+        task = make_task(questions[~out], heads[~out], telling[~out], left, rng)
         w = np.eye(questions.shape[1], dtype=np.float32)
         for freedom, curve in curves.items():
             if freedom:
@@ -289,7 +299,7 @@ def learn(
     chosen = max(heights, key=lambda freedom: heights[freedom], default=0.0)
     w = np.eye(questions.shape[1], dtype=np.float32)
     if chosen:
-        task = make_task(questions, heads, sums, rng)
+        task = make_task(questions, heads, telling, sums, rng)
         w = fit_map(folds[chosen][-1].w, task, heat, chosen, progress)
     return Learned(
         mapped_centroids(w, sums),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from headroute import router_file
 from headroute.database import Database, StoredProjection
 from headroute.embedding import Encoder
 from headroute.progress import progress_bar
@@ -48,12 +49,32 @@ def stored_heads(
 
 
 def router_of(projection: StoredProjection, tolerance: float = 0.0) -> Router:
+    """The router as it was trained, without the heads of clusters that are gone since; or one head
+    a cluster, where somebody else stored the heads.
+    """
+    if projection.router is None or projection.router_cluster_ids is None:
+        return Router(
+            projection.centroids,
+            projection.answers,
+            temperature=projection.temperature,
+            names=projection.cluster_names,
+            tolerance=tolerance,
+        )
+    stored = router_file.decode(projection.router)
+    trained = np.array(projection.router_cluster_ids)
+    groups = np.arange(len(trained)) if stored.groups is None else stored.groups
+    kept = np.isin(trained[groups], projection.cluster_ids)
+    names = dict(zip(projection.cluster_ids, projection.cluster_names, strict=True))
+    left, groups = np.unique(groups[kept], return_inverse=True)
     return Router(
-        projection.centroids,
-        projection.answers,
-        temperature=projection.temperature,
-        names=projection.cluster_names,
+        stored.centroids[kept],
+        stored.answers[kept],
+        temperature=stored.temperature,
+        names=[names[cluster_id] for cluster_id in trained[left].tolist()],
+        groups=groups,
         tolerance=tolerance,
+        calibration=stored.calibration and stored.calibration.of_heads(kept),
+        training=stored.training,
     )
 
 

@@ -51,6 +51,11 @@ class Calibration:
     scores: Float32  # (m,), ascending
     typical: Float32 | None = None  # (K,) t_k; None unless the score needs it
 
+    def of_heads(self, kept: npt.NDArray[np.bool_]) -> "Calibration":
+        """For a router with some of the heads, (K,) bool."""
+        typical = None if self.typical is None else self.typical[kept]
+        return Calibration(self.score, self.source, self.scores, typical)
+
     def threshold(self, alpha: float) -> float:
         """The score below which a query is refused at level `alpha`; -inf when m is too small for
         any to be: below 1/α - 1.

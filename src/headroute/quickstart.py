@@ -27,8 +27,6 @@ from headroute.visualize import shorten
 
 Float32 = NDArray[np.float32]
 
-TEMPERATURE = 0.1
-COMPARED_TEMPERATURES = (0.02, 0.05, 0.1)
 QUERIES = 1_000_000
 BLOCK_ROWS = 16_384  # 24 MiB of queries of 384 dimensions, and as much of results
 JITTER = 0.3  # length of the noise, in lengths of a query
@@ -86,16 +84,14 @@ def quickstart(folder: Path, say: Callable[[str], None]) -> QuickstartReport:
         say(import_text(str(database), imported, db.summary()) + "\n")
 
     say("2. Embed the questions and answers, train one head a cluster")
-    training = train(database, DEFAULT_MODEL, TEMPERATURE)
+    training = train(database, DEFAULT_MODEL)
     say(train_text(training) + "\n")
 
     say("3. Compare with direct similarity, on questions that training never saw")
-    validation = validate(
-        database, name=training.name, temperatures=COMPARED_TEMPERATURES, test_set=test_set
-    )
+    validation = validate(database, name=training.name, test_set=test_set)
     say(validation_text(validation) + "\n")
 
-    say(f"4. Route three of these questions, τ = {TEMPERATURE:g}")
+    say(f"4. Route three of these questions, τ = {training.temperature:g}")
     with Database.open(database, read_only=True) as db:
         router = router_of(db.projection(DEFAULT_MODEL, training.name))
         _, questions = db.embeddings(DEFAULT_MODEL, "question")
@@ -135,7 +131,7 @@ def route_samples(router: Router, test_set: Path) -> list[SampleRoute]:
     chosen = [pairs[i * len(pairs) // 3] for i in range(3)]
     embeddings = load_encoder(DEFAULT_MODEL).encode_queries([text for text, _ in chosen])
     return [
-        SampleRoute(text, cluster, route_embedding(router, embedding, TEMPERATURE))
+        SampleRoute(text, cluster, route_embedding(router, embedding, router.temperature))
         for (text, cluster), embedding in zip(chosen, embeddings, strict=True)
     ]
 

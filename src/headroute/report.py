@@ -9,6 +9,7 @@ from headroute.database import ImportResult
 from headroute.evaluation import Metrics
 from headroute.pipeline import TrainReport
 from headroute.search import HeadWeight, RouteReport, SearchReport
+from headroute.training_record import TrainingRecord
 from headroute.validation import ValidationReport
 from headroute.visualize import printable, shorten, weight_bars
 
@@ -86,18 +87,56 @@ def train_text(report: TrainReport) -> str:
             if embedded
             else "nothing new: all texts have their embeddings",
         ),
-        ("trained", f"{count(report.heads, 'head')} from {all_texts}, τ = {report.temperature:g}"),
+        (
+            "trained",
+            f"{count(report.heads, 'head')} from {all_texts} in {report.training_seconds:.1f} s",
+        ),
+        ("method", method_text(report.training)),
+        ("temperature", temperature_text(report.temperature, report.training)),
         (
             "stored",
             f"as {projection}" if report.stored else f"nothing new: {projection} is the same",
         ),
     ]
+    pairs += [("note", note) for note in training_notes(report.training)]
     if report.skipped:
         names = shorten(", ".join(report.skipped), 200)
         skipped = count(len(report.skipped), "cluster")
         pairs.append(("skipped", f"{skipped} without questions or without answers: {names}"))
     text = f"{report.database}\n{facts(pairs)}"
     return f"{text}\n\n{validation_text(report.validation)}" if report.validation else text
+
+
+def method_text(training: TrainingRecord) -> str:
+    """What the heads are made of, and what that did to held-out questions."""
+    if training.freedom is None:
+        return "mean centroids"
+    heights = dict(training.freedom_curve)
+    if training.freedom == 0:
+        return "mean centroids: no learned map made held-out questions likelier"
+    return (
+        "learned map of the mean centroids; log-likelihood of held-out questions "
+        f"{heights[0.0]:.3f} before, {heights[training.freedom]:.3f} after"
+    )
+
+
+def temperature_text(temperature: float, training: TrainingRecord) -> str:
+    how = {
+        "given": "as given",
+        "leave-one-out": "the likeliest for questions left out of their own heads",
+        "cross-validation": "the likeliest for questions held out of the training",
+        "default": "the default: no cluster has two questions to estimate it from",
+    }
+    return f"τ = {temperature:g}, {how[training.temperature_source]}"
+
+
+def training_notes(training: TrainingRecord) -> list[str]:
+    notes = []
+    if n := training.lone_questions:
+        notes.append(f"{count(n, 'cluster')} of a single question: of it nothing was estimated")
+    if n := training.shared_questions:
+        notes.append(f"{count(n, 'question')} in more than one cluster: they tell nothing apart")
+    return notes
 
 
 def validation_text(report: ValidationReport) -> str:

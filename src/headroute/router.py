@@ -479,8 +479,11 @@ class Router:
         The file appears whole or not at all: it is written beside its place, flushed to disk and
         moved there.
         """
-        router_file.write(
-            path,
+        router_file.write(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
+        return router_file.encode(
             router_file.StoredRouter(
                 self._centroids,
                 self._answers,
@@ -489,7 +492,7 @@ class Router:
                 self._group_of_head,
                 self._calibration,
                 self._training,
-            ),
+            )
         )
 
     @classmethod

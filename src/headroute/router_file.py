@@ -23,7 +23,7 @@ from headroute.prediction import Calibration
 from headroute.training_record import TrainingRecord
 
 _FORMAT = "headroute-router"
-_VERSION = "1"
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ def encode(router: StoredRouter) -> bytes:
         "centroids": router.centroids,
         "answers": router.answers,
     }
-    metadata = {
-        "format": _FORMAT,
+    facts: dict[str, Any] = {
         "version": _VERSION,
-        "temperature": repr(router.temperature),
-        "names": json.dumps(router.names),
+        "temperature": router.temperature,
+        "names": list(router.names),
     }
     if router.groups is not None and len(router.names) < len(router.groups):
         tensors["groups"] = router.groups
@@ -57,16 +56,16 @@ def encode(router: StoredRouter) -> bytes:
         tensors["calibration"] = router.calibration.scores
         if router.calibration.typical is not None:
             tensors["typical"] = router.calibration.typical
-        metadata["score"] = router.calibration.score
-        metadata["calibrated"] = router.calibration.source
+        facts["score"] = router.calibration.score
+        facts["calibrated"] = router.calibration.source
     if router.training is not None:
-        metadata["training"] = json.dumps(dataclasses.asdict(router.training))
-    return save(tensors, metadata)
+        facts["training"] = dataclasses.asdict(router.training)
+    # One entry: several would come out in another order every time.
+    return save(tensors, {_FORMAT: json.dumps(facts)})
 
 
-def write(path: str | os.PathLike[str], router: StoredRouter) -> None:
+def write(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside the file's place, flush to disk, and move there. Raises OSError."""
-    content = encode(router)
     path = os.fspath(path)
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
@@ -82,7 +81,7 @@ def write(path: str | os.PathLike[str], router: StoredRouter) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> StoredRouter:
-    """Read what `write` wrote; what is in it is not checked.
+    """Read what `write` wrote, `encode` encoded; what is in it is not checked.
 
     Raises OSError for a file that cannot be opened, and ValueError for one that is something else.
     """
@@ -98,24 +97,24 @@ def decode(content: bytes) -> StoredRouter:
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__", {})
-        if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
+        facts = json.loads(header.get("__metadata__", {}).get(_FORMAT, "{}"))
+        if facts.get("version") != _VERSION:
             raise ValueError(f"its header does not say {_FORMAT}, version {_VERSION}")
         calibration = training = None
         if "calibration" in tensors:
             calibration = Calibration(
-                metadata["score"],
-                metadata["calibrated"],
+                facts["score"],
+                facts["calibrated"],
                 tensors["calibration"],
                 tensors.get("typical"),
             )
-        if "training" in metadata:
-            training = TrainingRecord.from_dict(json.loads(metadata["training"]))
+        if "training" in facts:
+            training = TrainingRecord.from_dict(facts["training"])
         return StoredRouter(
             tensors["centroids"],
             tensors["answers"],
-            float(metadata["temperature"]),
-            json.loads(metadata["names"]),
+            facts["temperature"],
+            facts["names"],
             tensors.get("groups"),
             calibration,
             training,

@@ -145,9 +145,10 @@ def route(
 
 
 def route_embedding(router: Router, embedding: Float32, temperature: float) -> Route:
-    """The weights of all heads for one query (d,)."""
-    indices, weights = router.top_heads(embedding, router.n_heads, temperature=temperature)
-    heads = [HeadWeight(router.names[i], float(w)) for i, w in zip(indices, weights, strict=True)]
+    """The weights of all groups of heads for one query (d,), best first."""
+    weights = np.bincount(router.groups, router.route(embedding, temperature=temperature))
+    order = np.argsort(-weights, kind="stable")
+    heads = [HeadWeight(router.names[i], float(weights[i])) for i in order]
     return Route(temperature, heads)
 
 

@@ -67,6 +67,7 @@ def best_numbers(
     """How many heads each group should have, (G,)."""
     n_groups = len(questions.counts)
     fold_of = deal_into_folds(questions.groups, questions.counts, rng)
+    fold_of[~questions.telling] = -1
     shape = (n_groups, len(_NUMBERS))
     gains, squares, seen = np.zeros(shape), np.zeros(shape), 0
     for fold in range(n_folds(len(rows))):

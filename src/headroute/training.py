@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute import _validate
-from headroute._questions import Questions, checked_questions, means, shared_questions, sums_of
+from headroute._questions import Questions, checked_questions, means, sums_of
 from headroute._validate import Float32
 from headroute.abstention import calibrate
 from headroute.learning import learn
@@ -111,12 +111,14 @@ def train_heads(
     heads = fit_heads(training, checked, progress=progress)
     if heads.record.shared_questions:
         warnings.warn(
-            f"{heads.record.shared_questions} questions are in more than one group as well",
+            f"{heads.record.shared_questions} questions are in more than one group: nothing was "
+            "estimated from them",
             stacklevel=2,
         )
     if heads.record.temperature_source == "default":
         warnings.warn(
-            f"no group has two questions: the temperature is the default, {DEFAULT_TEMPERATURE:g}",
+            "no group has two questions of its own: the temperature is the default, "
+            f"{DEFAULT_TEMPERATURE:g}",
             stacklevel=2,
         )
     return heads.router(rows, names, backend)
@@ -154,15 +156,17 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         raise ValueError(f"routing needs at least two groups, got {n_groups}")
     rng = np.random.default_rng(options.random_state)
     heads, head_groups = questions.groups, np.arange(n_groups)
-    sums, curve = sums_and_curve(questions.rows, heads, head_groups)
+    sums, curve = sums_and_curve(questions, heads, head_groups)
     likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
     if options.heads_per_group != 1:
         heads, head_groups = split_groups(questions, options.heads_per_group, likeliest, rng)
-        sums, curve = sums_and_curve(questions.rows, heads, head_groups)
+        sums, curve = sums_and_curve(questions, heads, head_groups)
         likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
 
+    telling = questions.telling
+
     def left_out() -> Iterator[Cosines]:
-        return left_out_cosines(questions.rows, heads, sums)
+        return left_out_cosines(questions.rows[telling], heads[telling], sums)
 
     centroids = means(sums.sums, sums.counts)
     cosines: Callable[[], Iterator[Cosines]] = left_out
@@ -171,7 +175,7 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
     freedoms: Curve = ()
     if options.method == "learned" and curve:
         with progress_bar(None, "Learning heads", "step", shown=progress) as bar:
-            learned = learn(questions.rows, heads, sums, likeliest, rng, bar)
+            learned = learn(questions.rows, heads, telling, sums, likeliest, rng, bar)
         freedom, freedoms = learned.freedom, learned.freedom_curve
         if freedom:
             centroids, curve = learned.centroids, learned.temperature_curve
@@ -183,7 +187,7 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         method=options.method,
         questions=len(questions.rows),
         lone_questions=int((questions.counts == 1).sum()),
-        shared_questions=shared_questions(questions),
+        shared_questions=int((~telling).sum()),
         temperature_source=("given" if given != "auto" else source if curve else "default"),
         temperature_curve=curve,
         freedom=freedom,
@@ -193,11 +197,14 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
     return FittedHeads(centroids, head_groups, temperature, record, calibration)
 
 
-def sums_and_curve(rows: Float32, heads: Int64, head_groups: Int64) -> tuple[HeadSums, Curve]:
+def sums_and_curve(
+    questions: Questions, heads: Int64, head_groups: Int64
+) -> tuple[HeadSums, Curve]:
     """The heads' sums, and the leave-one-out likelihood over τ."""
+    rows, telling = questions.rows, questions.telling
     counts = np.bincount(heads, minlength=len(head_groups))
     sums = HeadSums(sums_of(rows, heads, len(head_groups)), counts, head_groups)
     curve = LikelihoodCurve(head_groups)
-    for block in left_out_cosines(rows, heads, sums):
+    for block in left_out_cosines(rows[telling], heads[telling], sums):
         curve.add(block)
     return sums, curve.curve()
