@@ -47,8 +47,52 @@ def checked_questions(
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ValueError(f"{what} {finite.argmin()} has a NaN or infinity in it")
-    narrow = _validate.float32_rows(rows)
-    return Questions(narrow, numbers, counts, ~in_several_groups(narrow, numbers))
+    return questions_of(_validate.float32_rows(rows), numbers, n_groups)
+
+
+def questions_of(rows: Float32, groups: Int64, n_groups: int) -> Questions:
+    pairs = np.unique(np.stack([vector_numbers(rows), groups]), axis=1)
+    several = np.bincount(pairs[0]) > 1
+    return Questions(
+        rows, groups, np.bincount(groups, minlength=n_groups), ~several[vector_numbers(rows)]
+    )
+
+
+def vector_numbers(rows: Float32) -> Int64:
+    """(n,) the same number for the same row of (n, d)."""
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+    numbers: Int64 = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def merge_twins(questions: Questions) -> tuple[Questions, Int64]:
+    """Merge the groups of which no question is theirs alone with those that have them too: nothing
+    can tell them apart. A question that they have in common counts once.
+
+    Returns the questions of the merged groups, and the merged group of each group (G,).
+    """
+    n_groups = len(questions.counts)
+    own = np.bincount(questions.groups[questions.telling], minlength=n_groups)
+    if own.all():
+        return questions, np.arange(n_groups)
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers = vector_numbers(questions.rows)
+    has = csr_array((np.ones(len(numbers)), (numbers, questions.groups)))
+    links = (has.T @ has).tocoo()
+    twins = (own[links.row] == 0) | (own[links.col] == 0)
+    ends = (links.row[twins], links.col[twins])
+    graph = csr_array((np.ones(twins.sum()), ends), shape=(n_groups, n_groups))
+    labels = connected_components(graph, directed=False)[1]
+    # Numbered by their first groups.
+    merged = np.unique(labels, return_index=True)[1].argsort().argsort()[labels].astype(np.int64)
+    groups = merged[questions.groups]
+    was_merged = np.bincount(merged)[groups] > 1
+    first = np.zeros(len(numbers), bool)
+    first[np.unique(np.stack([numbers, groups]), axis=1, return_index=True)[1]] = True
+    kept = first | ~was_merged
+    return questions_of(questions.rows[kept], groups[kept], int(merged.max()) + 1), merged
 
 
 def group_means(vectors: npt.ArrayLike, groups: npt.ArrayLike, n_groups: int) -> Float32:
@@ -80,12 +124,3 @@ def sums_of(rows: Float32, groups: Int64, n_groups: int) -> Float64:
 
 def means(sums: Float64, counts: Int64) -> Float32:
     return (sums / counts[:, np.newaxis]).astype(np.float32)
-
-
-def in_several_groups(rows: Float32, groups: Int64) -> npt.NDArray[np.bool_]:
-    """(n,) whether the same row (n, d) is in another group as well."""
-    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
-    same = np.unique(keys, return_inverse=True)[1]
-    pairs = np.unique(np.stack([same, groups]), axis=1)
-    several: npt.NDArray[np.bool_] = np.bincount(pairs[0])[same] > 1
-    return several

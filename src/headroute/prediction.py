@@ -51,8 +51,8 @@ class Calibration:
     scores: Float32  # (m,), ascending
     typical: Float32 | None = None  # (K,) t_k; None unless the score needs it
 
-    def of_heads(self, kept: npt.NDArray[np.bool_]) -> "Calibration":
-        """For a router with some of the heads, (K,) bool."""
+    def of_heads(self, kept: npt.NDArray[Any]) -> "Calibration":
+        """For a router with these heads, a mask or indices."""
         typical = None if self.typical is None else self.typical[kept]
         return Calibration(self.score, self.source, self.scores, typical)
 

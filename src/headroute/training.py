@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute import _validate
-from headroute._questions import Questions, checked_questions, means, sums_of
+from headroute._questions import Questions, checked_questions, means, merge_twins, sums_of
 from headroute._validate import Float32
 from headroute.abstention import calibrate
 from headroute.learning import learn
@@ -155,7 +155,9 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
     if n_groups < 2:
         raise ValueError(f"routing needs at least two groups, got {n_groups}")
     rng = np.random.default_rng(options.random_state)
-    heads, head_groups = questions.groups, np.arange(n_groups)
+    given = questions
+    questions, merged = merge_twins(given)
+    heads, head_groups = questions.groups, np.arange(len(questions.counts))
     sums, curve = sums_and_curve(questions, heads, head_groups)
     likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
     if options.heads_per_group != 1:
@@ -170,7 +172,7 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
 
     centroids = means(sums.sums, sums.counts)
     cosines: Callable[[], Iterator[Cosines]] = left_out
-    source = "leave-one-out"
+    source = estimated = "leave-one-out"
     freedom: float | None = None
     freedoms: Curve = ()
     if options.method == "learned" and curve:
@@ -180,21 +182,34 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         if freedom:
             centroids, curve = learned.centroids, learned.temperature_curve
             likeliest = best_temperature(curve)
-            cosines, source = learned.cosines, "cross-validation"
-    given = options.temperature
-    temperature = likeliest if given == "auto" else float(given)
+            cosines = learned.cosines
+            source = estimated = "cross-validation"
+    temperature = likeliest
+    if options.temperature != "auto":
+        temperature, source = float(options.temperature), "given"
+    elif not curve:
+        source = "default"
+    calibration = calibrate(cosines, head_groups, temperature, estimated)
     record = TrainingRecord(
         method=options.method,
-        questions=len(questions.rows),
-        lone_questions=int((questions.counts == 1).sum()),
-        shared_questions=int((~telling).sum()),
-        temperature_source=("given" if given != "auto" else source if curve else "default"),
+        questions=len(given.rows),
+        lone_questions=int((given.counts == 1).sum()),
+        shared_questions=int((~given.telling).sum()),
+        temperature_source=source,
         temperature_curve=curve,
         freedom=freedom,
         freedom_curve=freedoms,
     )
-    calibration = calibrate(cosines, head_groups, temperature, source)
-    return FittedHeads(centroids, head_groups, temperature, record, calibration)
+    # Groups that were merged have the same heads.
+    first, end = (np.searchsorted(head_groups, merged, side) for side in ("left", "right"))
+    chosen = np.concatenate([np.arange(*ends) for ends in zip(first, end, strict=True)])
+    return FittedHeads(
+        centroids[chosen],
+        np.repeat(np.arange(n_groups), end - first),
+        temperature,
+        record,
+        calibration and calibration.of_heads(chosen),
+    )
 
 
 def sums_and_curve(
@@ -205,6 +220,8 @@ def sums_and_curve(
     counts = np.bincount(heads, minlength=len(head_groups))
     sums = HeadSums(sums_of(rows, heads, len(head_groups)), counts, head_groups)
     curve = LikelihoodCurve(head_groups)
+    if len(questions.counts) < 2:
+        return sums, ()
     for block in left_out_cosines(rows[telling], heads[telling], sums):
         curve.add(block)
     return sums, curve.curve()

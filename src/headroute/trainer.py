@@ -1,0 +1,90 @@
+"""Heads that are kept up to date: groups come and go, questions arrive, answers change.
+
+Nothing is embedded twice, and every router is what `train_heads` would make of all that is there.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Self, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute import _validate
+from headroute._questions import questions_of
+from headroute._validate import Float32
+from headroute.router import Router
+from headroute.training import TrainingOptions, checked_options, fit_heads
+
+
+class HeadTrainer:
+    """Questions and answers by the name of their group.
+
+    Args: those of `train_heads` that say how to train.
+
+    A trainer changes; the routers that it makes do not.
+    """
+
+    def __init__(self, **options: Unpack[TrainingOptions]) -> None:
+        self._options = checked_options(options)
+        self._answers: dict[str, Float32] = {}
+        self._questions: dict[str, list[Float32]] = {}
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups, in the order in which they were added."""
+        return tuple(self._answers)
+
+    def add_group(
+        self, name: str, answer: npt.ArrayLike, questions: npt.ArrayLike | None = None
+    ) -> Self:
+        """Add a group with its answer (e,), and questions (n, d) if there are any yet.
+
+        Raises ValueError for a name that is there, and for a wrong shape, NaN or infinity.
+        """
+        if name in self._answers:
+            raise ValueError(f"there is a group {name!r} already")
+        checked = None if questions is None else self._checked_questions(questions)
+        self._answers[name] = self._checked_answer(answer)
+        self._questions[name] = [] if checked is None else [checked]
+        return self
+
+    def partial_fit(self, questions: npt.ArrayLike, groups: Sequence[str]) -> Self:
+        """Add questions (n, d) to groups, one name a question.
+
+        Raises KeyError for an unknown name, ValueError for a wrong shape, NaN or infinity; nothing
+        is added then.
+        """
+        rows = self._checked_questions(questions)
+        if len(groups) != len(rows):
+            raise ValueError(f"{len(rows)} questions and {len(groups)} groups")
+        for name in groups:
+            self._known(name)
+        for name in dict.fromkeys(groups):
+            self._questions[name].append(rows[[own == name for own in groups]])
+        return self
+
+    def remove_group(self, name: str) -> Self:
+        """Forget a group; KeyError for an unknown one."""
+        self._known(name)
+        del self._answers[name], self._questions[name]
+        return self
+
+    def update_answer(self, name: str, answer: npt.ArrayLike) -> Self:
+        """Give a group another answer (e,); its questions stay. KeyError for an unknown group."""
+        self._known(name)
+        self._answers[name] = self._checked_answer(answer)
+        return self
+
+    def router(self, *, backend: str = "auto", progress: bool = False) -> Router:
+        """The router of all groups that have questions, in the order in which they were added.
+
+        Raises ValueError for fewer than two.
+        """
+        names = [name for name, rows in self._questions.items() if rows]
+        if len(names) < 2:
+            raise ValueError(f"routing needs at least two groups with questions, got {len(names)}")
+        parts = [np.concatenate(self._questions[name]) for name in names]
+        groups = np.repeat(np.arange(len(names)), [len(part) for part in parts])
+        questions = questions_of(np.concatenate(parts), groups, len(names))
+        heads = fit_heads(questions, self._options, progress=progress)
+        return heads.router(np.stack([self._answers[name] for name in names]), names, backend)
