@@ -3,7 +3,7 @@
 Nothing is embedded twice, and every router is what `train_heads` would make of all that is there.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Self, Unpack
 
 import numpy as np
@@ -21,7 +21,8 @@ class HeadTrainer:
 
     Args: those of `train_heads` that say how to train.
 
-    A trainer changes; the routers that it makes do not.
+    A trainer changes; the routers that it makes do not. They depend on what is there, not on the
+    order in which it came: groups go by name, and the questions of a group by their bytes.
     """
 
     def __init__(self, **options: Unpack[TrainingOptions]) -> None:
@@ -31,8 +32,8 @@ class HeadTrainer:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The names of the groups, in the order in which they were added."""
-        return tuple(self._answers)
+        """The names of the groups, sorted."""
+        return tuple(sorted(self._answers))
 
     def add_group(
         self, name: str, answer: npt.ArrayLike, questions: npt.ArrayLike | None = None
@@ -76,15 +77,48 @@ class HeadTrainer:
         return self
 
     def router(self, *, backend: str = "auto", progress: bool = False) -> Router:
-        """The router of all groups that have questions, in the order in which they were added.
+        """The router of all groups that have questions.
 
         Raises ValueError for fewer than two.
         """
-        names = [name for name, rows in self._questions.items() if rows]
+        names = [name for name in self.groups if self._questions[name]]
         if len(names) < 2:
             raise ValueError(f"routing needs at least two groups with questions, got {len(names)}")
-        parts = [np.concatenate(self._questions[name]) for name in names]
+        parts = [_sorted(np.concatenate(self._questions[name])) for name in names]
         groups = np.repeat(np.arange(len(names)), [len(part) for part in parts])
         questions = questions_of(np.concatenate(parts), groups, len(names))
         heads = fit_heads(questions, self._options, progress=progress)
         return heads.router(np.stack([self._answers[name] for name in names]), names, backend)
+
+    def _known(self, name: str) -> None:
+        if name not in self._answers:
+            raise KeyError(f"there is no group {name!r}")
+
+    def _checked_questions(self, values: npt.ArrayLike) -> Float32:
+        rows = _validate.real_array(values, "questions")
+        d = next((rows[0].shape[1] for rows in self._questions.values() if rows), None)
+        if rows.ndim != 2 or d not in (None, rows.shape[1]):
+            raise ValueError(
+                f"questions must have shape (n, {'d' if d is None else d}), got {rows.shape}"
+            )
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"question {finite.argmin()} has a NaN or infinity in it")
+        return _validate.float32_rows(rows)
+
+    def _checked_answer(self, values: npt.ArrayLike) -> Float32:
+        row = _validate.real_array(values, "answer")
+        e = next((len(answer) for answer in self._answers.values()), None)
+        if row.ndim != 1 or len(row) == 0 or e not in (None, len(row)):
+            raise ValueError(
+                f"answer must have shape ({'e' if e is None else e},), got {row.shape}"
+            )
+        if not np.isfinite(row).all():
+            raise ValueError("the answer has a NaN or infinity in it")
+        return row.astype(np.float32)
+
+
+def _sorted(rows: Float32) -> Float32:
+    """Rows (n, d) in the order of their bytes."""
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+    return rows[np.argsort(keys, kind="stable")]
