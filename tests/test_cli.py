@@ -188,10 +188,13 @@ def test_held_out_figures_are_kept_with_the_heads(here, run_json) -> None:
     report = run_json("train", "--test-set", "held_out.jsonl", "--name", "tested")
     assert report["validation"]["questions"] == 3
     assert report["validation"]["test_set"] == "held_out.jsonl"
-    metrics = report["validation"]["routing"][0]["metrics"]
+    figures = report["validation"]["figures"]["routing"]
     with Database.open("lda.db") as db:
         stored = db.projection(name="tested")
-    assert (stored.recall_at_1, stored.mrr) == (metrics["recall_at_1"], metrics["mrr_at_10"])
+    assert (stored.recall_at_1, stored.mrr) == (
+        figures["cosine_accuracy@1"],
+        figures["cosine_mrr@10"],
+    )
     assert run_json("train", "--validate", "--name", "tested")["stored"] is False
 
 
@@ -231,11 +234,16 @@ def test_validate(here, run) -> None:
     arguments = ("--test-set", "held_out.jsonl", "--temperature", "0.02", "0.1", "--json")
     code, out, err = run("validate", *arguments)
     report = json.loads(out)
-    assert (code, err) == (0 if report["routing_beats_direct"] else 1, "")
-    assert [r["temperature"] for r in report["routing"]] == [0.02, 0.1]
-    for metrics in (report["direct"], *(r["metrics"] for r in report["routing"])):
-        assert 0 < metrics["recall_at_1"] <= metrics["recall_at_5"] == 1  # there are three answers
-        assert metrics["recall_at_1"] <= metrics["mrr_at_10"] <= 1
+    assert (code, err) == (0 if report["verdict"] == "routing helps" else 1, "")
+    assert report["temperatures"] == [0.02, 0.1]
+    assert list(report["figures"])[:3] == [
+        "routing, τ = 0.02",
+        "routing, τ = 0.1",
+        "direct similarity",
+    ]
+    for figures in report["figures"].values():
+        assert 0 < figures["cosine_accuracy@1"] <= figures["cosine_accuracy@5"] <= 1
+        assert figures["cosine_accuracy@1"] <= figures["cosine_mrr@10"] <= 1
 
 
 def test_validate_answers_no_with_1(here, run) -> None:
@@ -244,6 +252,7 @@ def test_validate_answers_no_with_1(here, run) -> None:
     code, out, err = run("validate", "--temperature", "1e6")
     assert (code, err) == (1, "")
     assert "direct similarity           100.0%" in out
+    assert out.splitlines()[-1] == "no verdict: the heads have seen these questions"
 
 
 def test_a_test_set_of_another_database(here, run) -> None:
@@ -507,27 +516,29 @@ needs_unifyweaver = pytest.mark.skipif(
 
 
 @needs_unifyweaver
-def test_unifyweavers_clusters_and_novel_queries(tmp_path, monkeypatch, run_json) -> None:
+def test_unifyweavers_clusters_and_novel_queries(tmp_path, monkeypatch, run, run_json) -> None:
     monkeypatch.chdir(tmp_path)
     run_json("import", *(str(UNIFYWEAVER / f"qa_pairs_v{i}.json") for i in range(1, 6)))
     report = run_json("train", "--test-set", str(UNIFYWEAVER / "qa_pairs_test.json"))
     assert (report["heads"], report["questions"], report["answers"]) == (30, 240, 60)
     assert report["training"]["shared_questions"] == 2
-    assert report["validation"]["routing"][0]["metrics"]["recall_at_1"] >= 0.80
+    assert report["validation"]["figures"]["routing"]["cosine_accuracy@1"] >= 0.80
     run_json("train", "--method", "centroid", "--temperature", "0.1")
-    report = run_json(
-        "validate",
-        "--test-set",
-        str(UNIFYWEAVER / "qa_pairs_test.json"),
-        *("--temperature", "0.1", "0.02", "1"),
-    )
-    figures = [r["metrics"] for r in report["routing"]] + [report["direct"]]
+    temperatures = ("--temperature", "0.1", "0.02", "1")
+    test_set = ("--test-set", str(UNIFYWEAVER / "qa_pairs_test.json"))
+    code, out, _ = run("validate", *test_set, *temperatures, "--json")
+    report = json.loads(out)
+    assert (code, report["verdict"]) == (1, "no evidence")
     # Figures of a plain NumPy script on this data; 0.02 is one question of the 50.
-    for metrics, (recall, mrr) in zip(
-        figures, [(0.74, 0.824), (0.80, 0.850), (0.04, None), (0.68, 0.786)], strict=True
-    ):
-        assert metrics["recall_at_1"] == pytest.approx(recall, abs=0.0201)
-        assert mrr is None or metrics["mrr_at_10"] == pytest.approx(mrr, abs=0.0201)
+    for method, recall, mrr in [
+        ("routing, τ = 0.1", 0.74, 0.824),
+        ("routing, τ = 0.02", 0.80, 0.850),
+        ("routing, τ = 1", 0.04, None),
+        ("direct similarity", 0.68, 0.786),
+    ]:
+        figures = report["figures"][method]
+        assert figures["cosine_accuracy@1"] == pytest.approx(recall, abs=0.0201)
+        assert mrr is None or figures["cosine_mrr@10"] == pytest.approx(mrr, abs=0.0201)
 
 
 @needs_unifyweaver

@@ -1,12 +1,22 @@
-"""Ranks, recall and MRR on examples that can be worked out by hand."""
+"""Rankings, figures and verdicts on examples that can be worked out by hand."""
 
 import math
 
 import numpy as np
 import pytest
 
-from headroute import Router, evaluation
-from headroute.evaluation import Metrics, compare, first_relevant_ranks, mrr_at_k, recall_at_k
+from headroute import Router, baselines, evaluation
+from headroute.evaluation import (
+    DIRECT,
+    Ranking,
+    bootstrap,
+    checked_task,
+    conclude,
+    cosine_scores,
+    evaluate,
+    figures_of,
+    rank,
+)
 
 
 def at(*degrees):
@@ -14,20 +24,25 @@ def at(*degrees):
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
+def ranking_of(queries, candidates, owners, groups):
+    task = checked_task(queries, groups, candidates, owners)
+    return rank(cosine_scores(task.queries, task.candidates), task)
+
+
 def test_ranks_by_cosine():
     candidates = at(0, 30, 60, 90) * [[1], [100], [0.01], [5]]  # lengths do not matter
-    owners = [7, 3, 3, 9]
-    assert first_relevant_ranks(at(0, 0, 0, 50), candidates, owners, [7, 3, 9, 7]).tolist() == [
-        1,
-        2,
-        4,
-        4,
-    ]
+    ranking = ranking_of(at(0, 0, 0, 50), candidates, [7, 3, 3, 9], [7, 3, 9, 7])
+    assert ranking.first.tolist() == [1, 2, 4, 4]
+    assert ranking.answers.tolist() == [1, 2, 1, 1]
+    assert ranking.found.tolist() == [7, 7, 7, 3]
+    assert ranking.relevant[1].nonzero()[0].tolist() == [1, 2]
 
 
 def test_ties_count_against_us():
     candidates = np.array([[1, 0], [1, 0], [2, 0], [0, 1]])
-    assert first_relevant_ranks([[1, 0]], candidates, [0, 1, 2, 0], [0]).tolist() == [3]
+    ranking = ranking_of([[1, 0]], candidates, [0, 1, 2, 0], [0])
+    assert ranking.first.tolist() == [3]
+    assert ranking.relevant[0, :4].tolist() == [False, False, True, True]
 
 
 def test_ties_that_rounding_tells_apart(rng):
@@ -35,41 +50,73 @@ def test_ties_that_rounding_tells_apart(rng):
     answer = rng.standard_normal((1, 384))
     candidates = np.concatenate([rng.standard_normal((36, 384)), answer, answer * 3])
     owners = np.arange(38)
-    ranks = first_relevant_ranks(answer + 0.1, candidates, owners, [36])
-    assert (
-        ranks.tolist()
-        == first_relevant_ranks(answer + 0.1, candidates, owners, [37]).tolist()
-        == [2]
-    )
+    for group in (36, 37):
+        assert ranking_of(answer + 0.1, candidates, owners, [group]).first.tolist() == [2]
 
 
 def test_own_candidates_are_not_competitors():
-    candidates = at(0, 1, 2, 3)
-    assert first_relevant_ranks(at(0), candidates, [5, 5, 5, 6], [5]).tolist() == [1]
+    assert ranking_of(at(0), at(0, 1, 2, 3), [5, 5, 5, 6], [5]).first.tolist() == [1]
 
 
 def test_blocks_change_nothing(rng, monkeypatch):
     queries, candidates = rng.standard_normal((50, 8)), rng.standard_normal((40, 8))
     owners, groups = np.arange(40) % 9, np.arange(50) % 9
-    whole = first_relevant_ranks(queries, candidates, owners, groups)
+    whole = ranking_of(queries, candidates, owners, groups)
     monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 7 * 8 * 40)
-    np.testing.assert_array_equal(first_relevant_ranks(queries, candidates, owners, groups), whole)
+    for ours, theirs in zip(ranking_of(queries, candidates, owners, groups), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_figures():
-    ranks = [1, 2, 5, 6, 10, 11]
-    assert recall_at_k(ranks, 1) == 1 / 6
-    assert recall_at_k(ranks, 5) == 3 / 6
-    assert math.isclose(mrr_at_k(ranks), (1 + 1 / 2 + 1 / 5 + 1 / 6 + 1 / 10) / 6)
-    assert math.isclose(mrr_at_k(ranks, k=2), 1.5 / 6)
+    relevant = np.zeros((2, 10), bool)
+    relevant[0, [1, 4]] = True
+    ranking = Ranking(np.array([2, 11]), relevant, np.array([3, 1]), np.array([0, 0]))
+    figures = figures_of(ranking)
+    assert figures["cosine_accuracy@1"] == 0
+    assert figures["cosine_accuracy@5"] == figures["cosine_accuracy@10"] == 1 / 2
+    assert figures["cosine_recall@5"] == 2 / 3 / 2
+    assert figures["cosine_mrr@10"] == 1 / 2 / 2
+    best = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    gain = 1 / math.log2(3) + 1 / math.log2(6)
+    assert math.isclose(figures["cosine_ndcg@10"], gain / best / 2)
 
 
-@pytest.mark.parametrize("function", [recall_at_k, mrr_at_k])
-def test_bad_figures(function):
-    with pytest.raises(ValueError, match="ranks must be"):
-        function([], 1)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        function([1], 0)
+def test_the_figures_are_those_of_sentence_transformers(rng):
+    """On the same vectors, without ties, several answers a query, and fewer than ten."""
+    evaluators = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
+    queries, candidates = rng.standard_normal((60, 16)), rng.standard_normal((37, 16))
+    owners, groups = np.arange(37) % 12, np.arange(60) % 12
+    vectors = {f"q{i}": row for i, row in enumerate(queries)}
+    vectors |= {f"d{i}": row for i, row in enumerate(candidates)}
+
+    class Model:
+        """Knows the vectors of its texts, and what an evaluator asks of a model."""
+
+        similarity_fn_name = "cosine"
+        similarity = staticmethod(
+            lambda a, b: a @ b.T / a.norm(dim=1, keepdim=True) / b.norm(dim=1)
+        )
+        model_card_data = type("Card", (), {"set_evaluation_metrics": lambda *_: None})()
+
+        def encode(self, texts, **_):
+            import torch
+
+            rows = np.stack([vectors[text] for text in texts])
+            return torch.tensor(rows, dtype=torch.float64)
+
+        encode_query = encode_document = encode
+
+    evaluator = evaluators.InformationRetrievalEvaluator(
+        {f"q{i}": f"q{i}" for i in range(60)},
+        {f"d{i}": f"d{i}" for i in range(37)},
+        {f"q{i}": {f"d{j}" for j in np.flatnonzero(owners == groups[i])} for i in range(60)},
+        accuracy_at_k=[1, 5, 10],
+        precision_recall_at_k=[1, 5, 10],
+        write_csv=False,
+    )
+    theirs = evaluator(Model())
+    for name, value in figures_of(ranking_of(queries, candidates, owners, groups)).items():
+        assert value == pytest.approx(theirs[name], rel=1e-12), name
 
 
 @pytest.mark.parametrize(
@@ -81,28 +128,111 @@ def test_bad_figures(function):
         (at(0), at(0), [0], [0, 0], "every row needs one group: 1 queries and 2 groups, 1 cand"),
         (at(0), np.full((1, 2), np.nan), [0], [0], "row 0 of candidates has a NaN or infinity"),
         (np.ones(2), at(0), [0], [0], r"queries must be two-dimensional, got shape \(2,\)"),
+        (np.ones((0, 2)), at(0), [0], [], "there are no queries to measure"),
     ],
 )
 def test_bad_input(queries, candidates, owners, groups, message):
     with pytest.raises(ValueError, match=message):
-        first_relevant_ranks(queries, candidates, owners, groups)
+        figures_of(ranking_of(queries, candidates, owners, groups))
 
 
-def test_compare(backend):
+def test_evaluate(backend):
     """Answers lie a quarter turn from their questions, which only routing can know."""
     router = Router(at(0, 90, 180), at(90, 180, 270), temperature=0.01, backend=backend)
     queries, groups = at(5, 95, 175), [0, 1, 2]
-    comparison = compare(router, queries, groups, at(90, 180, 270), [0, 1, 2])
-    assert comparison.routing == Metrics(1.0, 1.0, 1.0, 3)
-    assert comparison.routing_ranks.tolist() == [1, 1, 1]
-    assert comparison.direct_ranks.tolist() == [1, 2, 3]
-    assert comparison.direct == Metrics(1 / 3, 1.0, np.mean([1, 1 / 2, 1 / 3]), 3)
-    hot = compare(router, queries, groups, at(90, 180, 270), [0, 1, 2], temperature=1e9)
-    assert hot.routing.recall_at_1 < 1
+    result = evaluate(router, queries, groups, at(90, 180, 270), [0, 1, 2])
+    assert result.rankings["routing"].first.tolist() == [1, 1, 1]
+    assert result.rankings[DIRECT].first.tolist() == [1, 2, 3]
+    assert result.figures["routing"]["cosine_accuracy@1"] == 1
+    assert result.figures[DIRECT]["cosine_accuracy@1"] == 1 / 3
+    assert result.accuracy_difference.mean == pytest.approx(2 / 3)
+    assert result.worst_groups == result.worst_queries(5) == []
+    two = evaluate(router, queries, groups, at(90, 180, 270), [0, 1, 2], temperatures=[0.01, 1e9])
+    assert two.figures["routing, τ = 0.01"] == result.figures["routing"]
+    assert two.figures["routing, τ = 1e+09"]["cosine_accuracy@1"] < 1
 
 
-def test_compare_between_spaces(backend):
+def test_evaluate_between_spaces(backend):
     router = Router(at(0, 90), np.eye(2, 3), backend=backend)
-    comparison = compare(router, at(0, 90), [0, 1], np.eye(2, 3), [0, 1])
-    assert comparison.routing.recall_at_1 == 1
-    assert comparison.direct is comparison.direct_ranks is None
+    result = evaluate(router, at(0, 90), [0, 1], np.eye(2, 3), [0, 1])
+    assert result.figures["routing"]["cosine_accuracy@1"] == 1
+    assert result.verdict is result.accuracy_difference is None
+    assert DIRECT not in result.figures
+
+
+def ranks(first):
+    n = len(first)
+    return Ranking(np.array(first), np.zeros((n, 10), bool), np.ones(n, int), np.zeros(n, int))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ([1] * 40 + [2] * 10, [2] * 40 + [1] * 10, "routing helps"),
+        ([2] * 40 + [1] * 10, [1] * 40 + [2] * 10, "hurts"),
+        ([1] * 25 + [2] * 25, [2] * 25 + [1] * 25, "no evidence"),
+        ([1] * 50, [1] * 50, "no evidence"),
+    ],
+)
+def test_verdicts(ours, theirs, verdict):
+    groups = np.zeros(50, int)
+    assert conclude({"routing": ranks(ours), DIRECT: ranks(theirs)}, groups, 2).verdict == verdict
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says(rng):
+    """Of 400 samples of known mean, 95 % ± 3 standard errors (1.1 % each) are covered; the
+    percentile interval of 100 differences is itself about 1 % short."""
+    truth, covered = 0.1, 0
+    for _ in range(400):
+        sample = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=100)
+        found = bootstrap(sample, rng)
+        covered += found.low <= truth <= found.high
+    assert 0.90 <= covered / 400 <= 0.985
+
+
+def test_the_worst_come_first():
+    ranking = ranks([1, 5, 3, 1, 2, 1])._replace(found=np.array([0, 1, 1, 1, 1, 2]))
+    result = conclude({"routing": ranking}, np.array([0, 0, 0, 1, 1, 2]), 9)
+    assert result.worst_queries(2) == [1, 2]
+    assert result.worst_queries(9) == [1, 2, 4]
+    assert [(f.group, f.queries) for f in result.worst_groups] == [(0, 3), (1, 2)]
+
+
+def test_baselines_by_hand():
+    """Group 0's questions lie at 0° and 60°, group 1's at 100°; a query at 70° is closest to a
+    question of 0, and to the centroid of 1. Group 2 has no question: it comes last."""
+    task = checked_task(at(70), [0], at(0, 100, 200), [0, 1, 2])
+    methods = baselines.trained(task, at(0, 60, 100), [0, 0, 1])
+    part = slice(0, 1)
+    assert np.argmax(methods["nearest question"](part)) == 0
+    assert np.argmax(methods["nearest centroid"](part)) == 1
+    np.testing.assert_allclose(methods["nearest centroid"](part)[0, 1], np.cos(np.radians(30)))
+    for name in ("nearest question", "nearest centroid", "logistic regression"):
+        assert methods[name](part)[0, 2] == -np.inf
+
+
+def test_a_linear_adapter_learns_a_rotation(rng):
+    """Answers are the questions turned by a quarter: exactly what a linear map can do."""
+    angles = rng.uniform(0, 360, 60)
+    questions, answers = at(*angles), at(*(angles + 90))
+    task = checked_task(questions, range(60), answers, range(60))
+    methods = baselines.trained(task, questions, range(60))
+    assert figures_of(rank(methods["linear adapter"], task))["cosine_accuracy@1"] == 1
+
+
+def test_bm25_ranks_by_words():
+    scores = baselines.bm25(
+        ["where is the red printer", "", "unheard"], ["a red printer", "a blue cat", "the sea"]
+    )(slice(0, 3))
+    assert scores.shape == (3, 3)
+    assert np.argmax(scores[0]) == 0
+    assert not scores[1:].any()
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(baselines.importlib, "import_module", missing)
+    with pytest.raises(ValueError, match=r"needs bm25s, .* pip install 'headroute\[learn\]'"):
+        baselines.bm25(["a"], ["b"])

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute import _validate
-from headroute._validate import Float32
+from headroute._validate import Float32, Floats
 from headroute.leave_one_out import Float64, Int64
 
 
@@ -112,7 +112,7 @@ def group_means(vectors: npt.ArrayLike, groups: npt.ArrayLike, n_groups: int) ->
     return means(sums_of(checked.rows, checked.groups, n_groups), checked.counts)
 
 
-def sums_of(rows: Float32, groups: Int64, n_groups: int) -> Float64:
+def sums_of(rows: Floats, groups: Int64, n_groups: int) -> Float64:
     """Sums (n_groups, d) in float64 of the rows of each group, which has at least one."""
     counts = np.bincount(groups, minlength=n_groups)
     by_group = rows[np.argsort(groups, kind="stable")]

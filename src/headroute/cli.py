@@ -133,8 +133,8 @@ def command_train(args: argparse.Namespace) -> int:
 
 
 def command_validate(args: argparse.Namespace) -> int:
-    from headroute.report import validation_text
     from headroute.validation import validate
+    from headroute.validation_text import validation_text
 
     report = validate(
         args.db,
@@ -142,9 +142,10 @@ def command_validate(args: argparse.Namespace) -> int:
         name=args.name,
         temperatures=args.temperature,
         test_set=args.test_set,
+        folds=args.cross_validate,
     )
     emit(args, report, validation_text(report))
-    return 0 if report.routing_beats_direct else 1
+    return 0 if report.verdict == "routing helps" else 1
 
 
 def command_search(args: argparse.Namespace) -> int:
@@ -158,9 +159,10 @@ def command_search(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         model=args.model,
         name=args.name,
+        abstain=args.abstain,
     )
     emit(args, report, search_text(report))
-    return 0
+    return 0 if report.scope is None or report.scope.answer_known else 1
 
 
 def command_route(args: argparse.Namespace) -> int:

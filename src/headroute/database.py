@@ -174,6 +174,11 @@ class Database:
                 raise DatabaseError(f"{self.path}: the text of answer {answer_id} is not text")
         return [SearchedAnswer(*row) for row in rows]
 
+    def question_texts(self) -> dict[int, str]:
+        """The texts of all questions, by id."""
+        with self._store.reading():
+            return dict(self._store.all("SELECT question_id, text FROM questions"))
+
     # ---- embeddings
 
     def model_id(self, name: str, dimension: int | None = None, *, create: bool = False) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute import router_file
-from headroute.database import Database, StoredProjection
+from headroute.database import Database, DatabaseError, StoredProjection
 from headroute.embedding import Encoder
 from headroute.progress import progress_bar
 from headroute.router import Router
@@ -60,7 +60,12 @@ def router_of(projection: StoredProjection, tolerance: float = 0.0) -> Router:
             names=projection.cluster_names,
             tolerance=tolerance,
         )
-    stored = router_file.decode(projection.router)
+    try:
+        stored = router_file.decode(projection.router)
+    except ValueError as error:
+        raise DatabaseError(
+            f"the heads named {projection.name!r} cannot be read, train them again: {error}"
+        ) from None
     trained = np.array(projection.router_cluster_ids)
     groups = np.arange(len(trained)) if stored.groups is None else stored.groups
     kept = np.isin(trained[groups], projection.cluster_ids)
@@ -80,18 +85,18 @@ def router_of(projection: StoredProjection, tolerance: float = 0.0) -> Router:
 
 def gather(
     db: Database, model: str, kind: str, members: Iterable[tuple[int, Sequence[int]]]
-) -> tuple[Float32, Int64]:
-    """Return vectors (n, d) and groups (n,) of all entities in (group, entity ids) pairs.
+) -> tuple[Float32, Int64, list[int]]:
+    """Return vectors (n, d), groups (n,) and ids of all entities in (group, entity ids) pairs.
 
     Entities without an embedding by `model` are left out.
     """
     ids, vectors = db.embeddings(model, kind)
     row_of = {entity_id: row for row, entity_id in enumerate(ids.tolist())}
     pairs = [
-        (row_of[entity_id], group)
+        (row_of[entity_id], group, entity_id)
         for group, entity_ids in members
         for entity_id in entity_ids
         if entity_id in row_of
     ]
-    rows, groups = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return vectors[rows], groups
+    rows, groups, entities = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
+    return vectors[rows], groups, entities.tolist()

@@ -120,7 +120,7 @@ def train(
             validation = None
             if held_out or validate:
                 questions = held_out or training_questions(db, model, heads.data.cluster_ids)
-                validation = measure(db, model, heads.router, questions, [heads.router.temperature])
+                validation = measure(db, model, heads.router, questions)
             projection_id, stored = store(db, model, name, heads, validation)
     return TrainReport(
         database=str(path),
@@ -336,8 +336,8 @@ def store(
     """
     measured: tuple[float, float] | tuple[None, None] = (None, None)
     if validation and validation.test_set:
-        metrics = validation.routing[0].metrics
-        measured = metrics.recall_at_1, metrics.mrr_at_10
+        figures = next(iter(validation.figures.values()))
+        measured = figures["cosine_accuracy@1"], figures["cosine_mrr@10"]
     if any((p["model"], p["name"]) == (model, name) for p in db.summary()["projections"]):
         with contextlib.suppress(DatabaseError):  # heads that cannot be read are replaced
             old = db.projection(model, name)

@@ -19,10 +19,12 @@ from headroute.loading import DEFAULT_MODEL, load_encoder, router_of
 from headroute.pipeline import TrainReport, train
 from headroute.progress import progress_bar
 from headroute.qa_files import read_qa_file, read_test_file
-from headroute.report import bars, count, facts, import_text, train_text, validation_text
+from headroute.report import bars, import_text, train_text
 from headroute.router import Router
 from headroute.search import Route, route_embedding
+from headroute.text import count, facts
 from headroute.validation import ValidationReport, validate
+from headroute.validation_text import validation_text
 from headroute.visualize import shorten
 
 Float32 = NDArray[np.float32]

@@ -6,36 +6,14 @@ from typing import Any
 
 from headroute.array_io import ProjectionReport
 from headroute.database import ImportResult
-from headroute.evaluation import Metrics
 from headroute.pipeline import TrainReport
-from headroute.search import HeadWeight, RouteReport, SearchReport
+from headroute.search import HeadWeight, RouteReport, Scope, SearchReport
+from headroute.text import TEXT_WIDTH, count, facts
 from headroute.training_record import TrainingRecord
-from headroute.validation import ValidationReport
+from headroute.validation_text import comparison_text
 from headroute.visualize import printable, shorten, weight_bars
 
 SHOWN_HEADS = 5
-TEXT_WIDTH = 80
-
-
-def count(n: int, thing: str) -> str:
-    """1 question, 2 questions, 1,000 queries."""
-    if n == 1:
-        return f"1 {thing}"
-    return f"{n:,} {thing[:-1] + 'ies' if thing.endswith('y') else thing + 's'}"
-
-
-def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """A name and what there is to say about it, each; long lines continue under their beginning."""
-    column = 2 + max(len(name) for name, _ in pairs) + 2
-    return "\n".join(
-        textwrap.fill(
-            text,
-            TEXT_WIDTH,
-            initial_indent=f"  {name}".ljust(column),
-            subsequent_indent=" " * column,
-        )
-        for name, text in pairs
-    )
 
 
 def import_text(database: str, result: ImportResult, summary: Mapping[str, Any]) -> str:
@@ -104,7 +82,7 @@ def train_text(report: TrainReport) -> str:
         skipped = count(len(report.skipped), "cluster")
         pairs.append(("skipped", f"{skipped} without questions or without answers: {names}"))
     text = f"{report.database}\n{facts(pairs)}"
-    return f"{text}\n\n{validation_text(report.validation)}" if report.validation else text
+    return f"{text}\n\n{comparison_text(report.validation)}" if report.validation else text
 
 
 def method_text(training: TrainingRecord) -> str:
@@ -139,48 +117,11 @@ def training_notes(training: TrainingRecord) -> list[str]:
     return notes
 
 
-def validation_text(report: ValidationReport) -> str:
-    """The table of routing and direct similarity, with what was measured on what above it."""
-    answers = f"each ranking {count(report.answers, 'answer')}"
-    if report.test_set:
-        questions = count(report.questions, "held-out question")
-        title = f"Validated on {questions} of {report.test_set},\n{answers}:"
-    else:
-        questions = count(report.questions, "training question")
-        title = (
-            f"Validated on the {questions} themselves, {answers}.\n"
-            "The heads have seen them: use --test-set for figures that mean something."
-        )
-    rows = [
-        (f"routing, τ = {routing.temperature:g}", *metric_cells(routing.metrics))
-        for routing in report.routing
-    ]
-    if report.direct:
-        rows.append(("direct similarity", *metric_cells(report.direct)))
-        if len(report.routing) == 1:
-            rows.append(("difference", *difference_cells(report.routing[0].metrics, report.direct)))
-    lines = [f"  {name:<20}{r1:>14}{r5:>14}{mrr:>12}" for name, r1, r5, mrr in [TABLE_HEAD, *rows]]
-    return "\n".join([title, "", *lines])
-
-
-TABLE_HEAD = ("", "Recall@1", "Recall@5", "MRR@10")
-
-
-def metric_cells(metrics: Metrics) -> tuple[str, str, str]:
-    return f"{metrics.recall_at_1:.1%}", f"{metrics.recall_at_5:.1%}", f"{metrics.mrr_at_10:.3f}"
-
-
-def difference_cells(ours: Metrics, theirs: Metrics) -> tuple[str, str, str]:
-    return (
-        f"{100 * (ours.recall_at_1 - theirs.recall_at_1):+.1f} points",
-        f"{100 * (ours.recall_at_5 - theirs.recall_at_5):+.1f} points",
-        f"{ours.mrr_at_10 - theirs.mrr_at_10:+.3f}",
-    )
-
-
 def search_text(report: SearchReport) -> str:
     """The first answer whole, two lines of each of the others, then the bars of the heads."""
     lines = []
+    if report.scope and not report.scope.answer_known:
+        lines += [*no_answer_lines(report.scope), ""]
     for result in report.results:
         variant = "" if result.variant == "default" else f", variant {result.variant}"
         lines.append(
@@ -197,6 +138,16 @@ def search_text(report: SearchReport) -> str:
         )
     lines += [f"Heads (weights at τ = {report.temperature:g})", *heads]
     return "\n".join(lines)
+
+
+def no_answer_lines(scope: Scope) -> list[str]:
+    """That no answer is known, and how that was judged."""
+    text = (
+        f"no answer known: the question is unlike those that the heads were trained on, with a "
+        f"{scope.kind.replace('_', ' ')} score of {scope.score:.3g}, and {scope.level:.0%} of them "
+        f"are below {scope.threshold:.3g}. The closest answers:"
+    )
+    return textwrap.wrap(text, TEXT_WIDTH)
 
 
 def paragraph(text: str, max_lines: int | None) -> list[str]:

@@ -335,6 +335,22 @@ class Router:
         run(arithmetic.float32.route, np.atleast_2d(out))
         return out
 
+    def route_groups(
+        self,
+        queries: npt.ArrayLike,
+        *,
+        temperature: float | None = None,
+        num_threads: int | None = None,
+    ) -> Float32:
+        """Return the weights of the groups, the sums of their heads': (N, G) float32, (G,) for one
+        query of shape (d,).
+
+        Arguments and errors are those of `project`.
+        """
+        weights = self.route(queries, temperature=temperature, num_threads=num_threads)
+        sums = self._groups.sums(np.atleast_2d(weights))
+        return sums.reshape(*weights.shape[:-1], self.n_groups)
+
     def top_heads(
         self,
         queries: npt.ArrayLike,

@@ -1,5 +1,6 @@
 """Route a text through a database's heads; rank its answers by cosine to the projection."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,23 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """Whether a question is like those that the heads were trained on."""
+
+    score: float  # higher for more so
+    kind: str  # one of headroute.prediction.SCORES
+    level: float  # so much of the known questions is refused
+    threshold: float | None  # the score below which that is; None: too few are known to refuse any
+    answer_known: bool
+
+
+@dataclass(frozen=True)
 class SearchReport:
     query: str
     model: str
     projection_id: int
     temperature: float
+    scope: Scope | None  # None for heads that were stored without calibration
     results: list[SearchResult]  # best first
     heads: list[
         HeadWeight
@@ -72,11 +85,15 @@ def search(
     temperature: float | None = None,
     model: str | None = None,
     name: str | None = None,
+    abstain: float = 0.05,
 ) -> SearchReport:
     """The top_k answers for a text, by the newest heads (of a model and of a name, if given).
 
-    Raises DatabaseError, EncoderError, ValueError for an empty query or top_k < 1, and, without
-    heads, NoHeadsError.
+    No answer is known to a text that is less like the training questions than all but a part of
+    `abstain` of themselves; the closest answers are given all the same.
+
+    Raises DatabaseError, EncoderError, ValueError for an empty query, top_k < 1 or a level outside
+    (0, 1), and, without heads, NoHeadsError.
     """
     if top_k < 1:
         raise ValueError(f"top-k must be at least 1, got {top_k}")
@@ -102,6 +119,7 @@ def search(
         model=projection.model,
         projection_id=projection.projection_id,
         temperature=temperature,
+        scope=scope_of(router, embedding, abstain),
         results=[
             SearchResult(
                 rank=rank,
@@ -115,6 +133,21 @@ def search(
         ],
         heads=route_embedding(router, embedding, temperature).heads[:TOP_HEADS],
         n_heads=router.n_heads,
+    )
+
+
+def scope_of(router: Router, embedding: Float32, level: float) -> Scope | None:
+    """Of one query (d,); None when the router has no calibration."""
+    if router.calibration is None:
+        return None
+    prediction = router.predict(embedding, abstain=level)
+    threshold = router.calibration.threshold(level)
+    return Scope(
+        score=float(prediction.score),
+        kind=router.calibration.score,
+        level=level,
+        threshold=threshold if math.isfinite(threshold) else None,
+        answer_known=not prediction.abstained,
     )
 
 
@@ -146,7 +179,7 @@ def route(
 
 def route_embedding(router: Router, embedding: Float32, temperature: float) -> Route:
     """The weights of all groups of heads for one query (d,), best first."""
-    weights = np.bincount(router.groups, router.route(embedding, temperature=temperature))
+    weights = router.route_groups(embedding, temperature=temperature)
     order = np.argsort(-weights, kind="stable")
     heads = [HeadWeight(router.names[i], float(weights[i])) for i in order]
     return Route(temperature, heads)

@@ -192,6 +192,7 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
     calibration = calibrate(cosines, head_groups, temperature, estimated)
     record = TrainingRecord(
         method=options.method,
+        heads_per_group=options.heads_per_group,
         questions=len(given.rows),
         lone_questions=int((given.counts == 1).sum()),
         shared_questions=int((~given.telling).sum()),

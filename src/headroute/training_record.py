@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 Curve = tuple[tuple[float, float], ...]
 
@@ -12,6 +12,7 @@ class TrainingRecord:
     """What `train_heads` did, in numbers that JSON holds."""
 
     method: str  # "centroid" or "learned"
+    heads_per_group: int | Literal["auto"]
     questions: int
     lone_questions: int  # the only one of their group: no leave-one-out says anything of them
     shared_questions: int  # the same vector in more than one group

@@ -1,52 +1,100 @@
-"""Does routing help on this database? Held-out or training questions against all its answers.
+"""Does routing help on this database? Questions against all its answers, by every method.
 
 An answer counts as right for a question when its cluster has the name of the question's cluster:
 databases exist in which one cluster was imported twice. The measuring itself is evaluation.py's.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from headroute._backends.reference import unit
+from headroute._questions import questions_of, vector_numbers
 from headroute.database import Database
-from headroute.evaluation import Metrics, compare
+from headroute.evaluation import (
+    ROUTING,
+    Difference,
+    Evaluation,
+    Int64,
+    Ranking,
+    Task,
+    concatenate,
+    conclude,
+    rank_by_all,
+)
 from headroute.loading import embed, gather, router_of, stored_heads
+from headroute.progress import progress_bar
 from headroute.qa_files import read_test_file
 from headroute.router import Router
+from headroute.training import Options, fit_heads
+
+Float32 = npt.NDArray[np.float32]
+
+_WORST = 5
 
 
 @dataclass(frozen=True)
-class RoutingMetrics:
-    """Metrics of routing at one temperature."""
+class WorstQuestion:
+    """A question that routing answers badly."""
 
-    temperature: float
-    metrics: Metrics
+    question: str
+    cluster: str
+    rank: int  # of its cluster's first answer
+    found: str  # the cluster of the answer at rank 1
+
+
+@dataclass(frozen=True)
+class WorstCluster:
+    cluster: str
+    questions: int
+    right: float  # share of its questions whose first answer is its own
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """Routing, at one or more temperatures, beside direct similarity on the same questions."""
+    """Routing, at one or more temperatures, beside everything else on the same questions."""
 
-    test_set: str | None  # the file of held-out questions; None: these are the training questions
+    test_set: str | None  # the file of held-out questions
+    folds: int | None  # of a cross-validation; neither: these are the training questions
     questions: int
+    left_out: int  # of a cross-validation: questions whose cluster had none left to train on
     answers: int
     model: str
-    routing: list[RoutingMetrics]
-    direct: Metrics | None  # None when queries and answers have different dimensions
-    # At some temperature, in Recall@1 or, where that is equal, in MRR@10.
-    routing_beats_direct: bool
+    temperatures: list[float]
+    figures: dict[str, dict[str, float]]  # by method, by sentence-transformers' name
+    accuracy_difference: Difference | None  # routing less direct similarity, cosine_accuracy@1
+    mrr_difference: Difference | None
+    verdict: str | None  # None where there can be none: on training questions, or d != e
+    worst_questions: list[WorstQuestion]
+    worst_clusters: list[WorstCluster]
+
+    @property
+    def held_out(self) -> bool:
+        return self.test_set is not None or self.folds is not None
 
 
 @dataclass(frozen=True)
 class Questions:
     """Embedded questions and where they belong."""
 
-    vectors: npt.NDArray[np.float32]  # (n, d)
+    vectors: Float32  # (n, d)
     cluster_names: list[str]  # n
+    texts: list[str]  # n
     test_set: str | None  # the file they came from; None: the training questions
+
+
+class Answers(NamedTuple):
+    """The embedded answers of a database."""
+
+    vectors: Float32  # (m, e)
+    groups: Int64  # (m,) indices into names
+    texts: list[str]
+    names: list[str]  # of clusters, sorted
 
 
 def validate(
@@ -56,20 +104,27 @@ def validate(
     name: str | None = None,
     temperatures: Sequence[float] = (),
     test_set: Path | None = None,
+    folds: int | None = None,
 ) -> ValidationReport:
     """Measure the newest heads, of a model and of a name if given, by default at their own τ.
 
-    Raises DatabaseError, QAFileError, EncoderError and, without heads, NoHeadsError.
+    On the questions of `test_set`; or by cross-validation, with heads trained anew in every fold;
+    or on the training questions.
+
+    Raises DatabaseError, QAFileError, EncoderError, ValueError for fewer than two folds, and,
+    without heads, NoHeadsError.
     """
     with Database.open(path, read_only=True) as db:
         heads = stored_heads(db, model, name)
+        router = router_of(heads)
+        training = training_questions(db, heads.model, heads.cluster_ids)
+        if folds is not None:
+            return cross_validate(db, heads.model, router, training, folds, temperatures)
+        questions = training
         if test_set:
             pairs = read_test_set(db, heads.model, test_set)
             questions = embed_test_set(heads.model, pairs, test_set)
-        else:
-            questions = training_questions(db, heads.model, heads.cluster_ids)
-        temperatures = temperatures or [heads.temperature]
-        return measure(db, heads.model, router_of(heads), questions, temperatures)
+        return measure(db, heads.model, router, questions, temperatures, training)
 
 
 def read_test_set(db: Database, model: str, path: Path) -> list[tuple[str, str]]:
@@ -87,51 +142,188 @@ def read_test_set(db: Database, model: str, path: Path) -> list[tuple[str, str]]
 
 
 def embed_test_set(model: str, pairs: Sequence[tuple[str, str]], path: Path) -> Questions:
-    vectors = embed(model, "question", [text for text, _ in pairs])
-    return Questions(vectors, [name for _, name in pairs], str(path))
+    texts = [text for text, _ in pairs]
+    return Questions(embed(model, "question", texts), [name for _, name in pairs], texts, str(path))
 
 
 def training_questions(db: Database, model: str, cluster_ids: Sequence[int]) -> Questions:
     """Return the embedded questions of the clusters; one that is gone has none."""
     clusters = {cluster.cluster_id: cluster for cluster in db.clusters()}
     present = [clusters[cluster_id] for cluster_id in cluster_ids if cluster_id in clusters]
-    members = enumerate(cluster.question_ids for cluster in present)
-    vectors, groups = gather(db, model, "question", members)
-    return Questions(vectors, [present[group].name for group in groups], None)
+    vectors, places, ids = gather(
+        db, model, "question", enumerate(cluster.question_ids for cluster in present)
+    )
+    texts = db.question_texts()
+    names = [present[place].name for place in places]
+    return Questions(vectors, names, [texts[question_id] for question_id in ids], None)
+
+
+def all_answers(db: Database, model: str) -> Answers:
+    name_of = {cluster.cluster_id: cluster.name for cluster in db.clusters()}
+    names = sorted(set(name_of.values()))
+    number_of = {name: number for number, name in enumerate(names)}
+    searched = db.searched_answers(model)
+    members = [(number_of[name_of[a.cluster_id]], [a.answer_id]) for a in searched]
+    vectors, groups, ids = gather(db, model, "answer", members)
+    text_of = {a.answer_id: a.text for a in searched}
+    return Answers(vectors, groups, [text_of[answer_id] for answer_id in ids], names)
 
 
 def measure(
-    db: Database, model: str, router: Router, questions: Questions, temperatures: Sequence[float]
+    db: Database,
+    model: str,
+    router: Router,
+    questions: Questions,
+    temperatures: Sequence[float] = (),
+    training: Questions | None = None,
 ) -> ValidationReport:
-    """Rank all embedded answers of the database for every question."""
-    name_of = {cluster.cluster_id: cluster.name for cluster in db.clusters()}
-    number_of = {name: number for number, name in enumerate(sorted(set(name_of.values())))}
-    answers, answer_groups = gather(
-        db,
-        model,
-        "answer",
-        ((number_of[name_of[a.cluster_id]], [a.answer_id]) for a in db.searched_answers(model)),
+    """Rank all embedded answers of the database for every question.
+
+    With the training questions and a test set, by every method there is; else by routing and
+    direct similarity.
+    """
+    answers = all_answers(db, model)
+    groups = numbers(questions.cluster_names, answers.names)
+    task = Task(questions.vectors, groups, answers.vectors, answers.groups)
+    others = None
+    if training is not None and questions.test_set:
+        others = training.vectors, numbers(training.cluster_names, answers.names)
+    texts = (questions.texts, answers.texts) if others else None
+    rankings = rank_by_all(router, task, others, texts, temperatures)
+    evaluation = conclude(rankings, groups, len(answers.vectors))
+    return report_of(evaluation, questions, answers, model, temperatures or [router.temperature])
+
+
+def numbers(names: Sequence[str], known: Sequence[str]) -> Int64:
+    number_of = {name: number for number, name in enumerate(known)}
+    return np.array([number_of[name] for name in names], dtype=np.int64)
+
+
+def cross_validate(
+    db: Database,
+    model: str,
+    router: Router,
+    questions: Questions,
+    folds: int,
+    temperatures: Sequence[float] = (),
+) -> ValidationReport:
+    """Hold out every question once, and train heads as the router's were trained on the others."""
+    answers = all_answers(db, model)
+    groups = numbers(questions.cluster_names, answers.names)
+    directions = answer_directions(answers)
+    training = router.training
+    options = Options(method="centroid", temperature=router.temperature)
+    if training is not None:
+        options = Options(
+            "auto" if training.temperature_source != "given" else router.temperature,
+            training.method,
+            training.heads_per_group,
+        )
+    parts, rows = [], []
+    with progress_bar(folds, "Cross-validating", "fold") as bar:
+        for train, test in split(questions, groups, folds):
+            present, own = np.unique(groups[train], return_inverse=True)
+            kept = test[np.isin(groups[test], present)]
+            fitted = fit_heads(questions_of(questions.vectors[train], own, len(present)), options)
+            task = Task(questions.vectors[kept], groups[kept], answers.vectors, answers.groups)
+            parts.append(
+                rank_by_all(
+                    fitted.router(directions[present], None),
+                    task,
+                    (questions.vectors[train], groups[train]),
+                    ([questions.texts[row] for row in kept], answers.texts),
+                    temperatures,
+                )
+            )
+            rows.append(kept)
+            bar.update()
+    order = np.concatenate(rows)
+    evaluation = conclude(concatenate(parts), groups[order], len(answers.vectors))
+    tested = Questions(
+        questions.vectors[order],
+        [questions.cluster_names[row] for row in order],
+        [questions.texts[row] for row in order],
+        None,
     )
-    groups = [number_of[name] for name in questions.cluster_names]
-    compared = [
-        compare(router, questions.vectors, groups, answers, answer_groups, temperature=temperature)
-        for temperature in temperatures
-    ]
-    direct = compared[0].direct
+    left_out = len(groups) - len(order)
+    return report_of(
+        evaluation, tested, answers, model, temperatures or [router.temperature], folds, left_out
+    )
+
+
+def answer_directions(answers: Answers) -> Float32:
+    """The unit mean answer (G, e) of each cluster, zero for one without answers."""
+    sums = np.zeros((len(answers.names), answers.vectors.shape[1]))
+    np.add.at(sums, answers.groups, answers.vectors)
+    return unit(sums).astype(np.float32)
+
+
+def split(questions: Questions, groups: Int64, folds: int) -> Iterator[tuple[Int64, Int64]]:
+    """Rows to train on and to test on, each group spread over the folds; the same question, by its
+    text but for case and spaces or by its vector, is never on both sides.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if not 2 <= folds <= len(groups):
+        raise ValueError(f"there must be 2 to {len(groups)} folds, one a question, got {folds}")
+    plain = [" ".join(text.casefold().split()) for text in questions.texts]
+    same_text = np.unique(plain, return_inverse=True)[1]
+    same = connected(same_text, vector_numbers(questions.vectors))
+    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # groups of fewer questions than folds
+        yield from folder.split(groups, groups, same)
+
+
+def connected(one: Int64, other: Int64) -> Int64:
+    """(n,) the same number for rows that have a number in common in either, or by way of others."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(one)
+    rows = np.tile(np.arange(n), 2)
+    columns = np.concatenate([one, other + one.max() + 1])
+    has = csr_array((np.ones(2 * n), (rows, columns)))
+    labels: Int64 = connected_components(has @ has.T, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def report_of(
+    evaluation: Evaluation,
+    questions: Questions,
+    answers: Answers,
+    model: str,
+    temperatures: Sequence[float],
+    folds: int | None = None,
+    left_out: int = 0,
+) -> ValidationReport:
+    routing: Ranking = next(
+        ranking for name, ranking in evaluation.rankings.items() if name.startswith(ROUTING)
+    )
+    held_out = questions.test_set is not None or folds is not None
     return ValidationReport(
         test_set=questions.test_set,
-        questions=len(groups),
-        answers=len(answers),
+        folds=folds,
+        questions=evaluation.queries,
+        left_out=left_out,
+        answers=evaluation.candidates,
         model=model,
-        routing=[
-            RoutingMetrics(temperature, comparison.routing)
-            for temperature, comparison in zip(temperatures, compared, strict=True)
+        temperatures=list(temperatures),
+        figures=evaluation.figures,
+        accuracy_difference=evaluation.accuracy_difference,
+        mrr_difference=evaluation.mrr_difference,
+        verdict=evaluation.verdict if held_out else None,
+        worst_questions=[
+            WorstQuestion(
+                questions.texts[row],
+                questions.cluster_names[row],
+                int(routing.first[row]),
+                answers.names[routing.found[row]],
+            )
+            for row in evaluation.worst_queries(_WORST)
         ],
-        direct=direct,
-        routing_beats_direct=direct is not None
-        and any(merit(comparison.routing) > merit(direct) for comparison in compared),
+        worst_clusters=[
+            WorstCluster(answers.names[figures.group], figures.queries, figures.right)
+            for figures in evaluation.worst_groups[:_WORST]
+        ],
     )
-
-
-def merit(metrics: Metrics) -> tuple[float, float]:
-    return metrics.recall_at_1, metrics.mrr_at_10

@@ -1,0 +1,125 @@
+"""What routing has to beat: other ways to score the same candidates, each at its best.
+
+    nearest centroid      cosine to the mean question of the candidate's group
+    nearest question      cosine to the closest question of the candidate's group
+    linear adapter        q ↦ q B, cosine to the candidate; B by ridge regression to the unit mean
+                          answer of each training question's group, its strength by leave-one-out
+    logistic regression   probability of the candidate's group, C by cross-validation
+    BM25                  of the texts
+
+A candidate whose group has no training question comes last. The libraries are imported when used.
+"""
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute._backends.reference import unit
+from headroute._questions import sums_of
+from headroute.evaluation import Float64, Int64, Scores, Task, checked_task, cosine_scores
+
+_STRENGTHS = np.logspace(-3, 3, 13)  # of the ridge regression
+_CS = (1.0, 10.0, 100.0)
+_FOLDS = 3
+# C is chosen on so many questions at most: more change it little and take minutes.
+_QUESTIONS_FOR_C = 3_000
+
+
+def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict[str, Scores]:
+    """The methods that learn from questions (t, d) and groups (t,), by name."""
+    training = checked_task(questions, groups, task.candidates, task.candidate_groups)
+    present, numbers = np.unique(training.groups, return_inverse=True)
+    column = np.searchsorted(present, task.candidate_groups)
+    column[~np.isin(task.candidate_groups, present)] = len(present)
+    queries = unit(task.queries.astype(np.float64))
+    rows = unit(training.queries.astype(np.float64))
+
+    def of_groups(scores: Scores) -> Scores:
+        """A candidate's score is its group's, of scores (b, G)."""
+
+        def all_candidates(part: slice) -> Float64:
+            by_group = scores(part)
+            last = np.full((len(by_group), 1), -np.inf)
+            result: Float64 = np.hstack([by_group, last])[:, column]
+            return result
+
+        return all_candidates
+
+    centroids = unit(sums_of(training.queries, numbers, len(present))).T
+    order = np.argsort(numbers, kind="stable")
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    by_group = rows[order].T
+    methods = {
+        "nearest centroid": of_groups(lambda part: queries[part] @ centroids),
+        "nearest question": of_groups(
+            lambda part: np.maximum.reduceat(queries[part] @ by_group, starts, axis=1)
+        ),
+        "linear adapter": cosine_scores(
+            linear_adapter(rows, training.groups, task)(queries), task.candidates
+        ),
+    }
+    if len(present) > 1:
+        probabilities = logistic_regression(rows, numbers)
+        methods["logistic regression"] = of_groups(lambda part: probabilities(queries[part]))
+    return methods
+
+
+def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
+    """Maps unit queries (n, d) to (n, e)."""
+    linear_model = _library("sklearn.linear_model")
+    owners, numbers = np.unique(task.candidate_groups, return_inverse=True)
+    answers = unit(sums_of(unit(task.candidates.astype(np.float64)), numbers, len(owners)))
+    targets = answers[np.searchsorted(owners, groups)]
+    model = linear_model.RidgeCV(alphas=_STRENGTHS, fit_intercept=False).fit(rows, targets)
+    return model.predict
+
+
+def logistic_regression(rows: Float64, groups: Int64) -> Any:
+    """Maps unit queries (n, d) to log-probabilities (n, G) of groups 0..G-1."""
+    linear_model = _library("sklearn.linear_model")
+    selection = _library("sklearn.model_selection")
+    model = linear_model.LogisticRegression(C=10.0, max_iter=1000)
+    if np.bincount(groups).min() >= _FOLDS:
+        part = np.random.default_rng(0).permutation(len(rows))[:_QUESTIONS_FOR_C]
+        if np.bincount(groups[part], minlength=groups.max() + 1).min() >= _FOLDS:
+            folds = selection.StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+            search = selection.GridSearchCV(model, {"C": _CS}, cv=folds, refit=False)
+            model.set_params(**search.fit(rows[part], groups[part]).best_params_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are many groups
+        return model.fit(rows, groups).predict_log_proba
+
+
+def bm25(queries: Sequence[str], candidates: Sequence[str]) -> Scores:
+    """BM25 scores of candidates' texts for queries' texts, stemmed by nobody."""
+    library = _library("bm25s")
+    tokens = [
+        library.tokenize(texts, show_progress=False, return_ids=False)
+        for texts in (list(queries), list(candidates))
+    ]
+    index = library.BM25()
+    index.index(tokens[1], show_progress=False)
+
+    def scores(part: slice) -> Float64:
+        rows = [
+            index.get_scores(words) if words else np.zeros(len(candidates))
+            for words in tokens[0][part]
+        ]
+        return np.array(rows, dtype=np.float64)
+
+    return scores
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"this comparison needs {error.name}, which is not installed: "
+            "pip install 'headroute[learn]'"
+        ) from None
