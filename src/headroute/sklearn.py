@@ -31,7 +31,7 @@ from headroute.training import train_heads
 Float64 = npt.NDArray[np.float64]
 
 
-class MultiHeadRouting(  # type: ignore[misc]
+class MultiHeadRouting(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator
 ):
     """Heads for the classes of embedded questions.
@@ -130,11 +130,13 @@ class MultiHeadRouting(  # type: ignore[misc]
 
     def transform(self, X: Any) -> Float32:
         """The projected questions, (n, e) float32."""
-        return self.router_.project(self._checked(X))
+        rows = self._checked(X)
+        return self.router_.project(rows)
 
     def predict_proba(self, X: Any) -> Float64:
         """The weight of each class's heads, (n, G), columns as in classes_."""
-        weights = self.router_.route_groups(self._checked(X)).astype(np.float64)
+        rows = self._checked(X)
+        weights = self.router_.route_groups(rows).astype(np.float64)
         result: Float64 = weights / weights.sum(axis=1, keepdims=True)
         return result
 
@@ -149,8 +151,14 @@ class MultiHeadRouting(  # type: ignore[misc]
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """The class of most weight, (n,)."""
-        result: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        result: npt.NDArray[Any] = self.classes_[best]
         return result
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]  # of a router, whatever comes in
+        return tags
 
     def _checked(self, X: Any) -> npt.NDArray[Any]:
         check_is_fitted(self, "router_")
