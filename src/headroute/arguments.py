@@ -127,12 +127,45 @@ above 0. Nothing is stored.""",
     add_temperatures(sub)
     source = sub.add_mutually_exclusive_group()
     add_test_set(source, " (default: the training questions)")
-    source.add_argument(
-        "--cross-validate",
-        type=at_least_1,
-        metavar="K",
-        help="hold out the database's own questions in K parts, training on the others",
+    add_cross_validate(source)
+
+    sub = add_command(
+        commands,
+        "plot",
+        "draw what the heads do",
+        """\
+Draw a picture of the newest heads, PNG or SVG by the name of the file:
+
+  temperature  Recall@1 and likelihood over the temperature
+  weights      a heat map of routing weights, questions by groups of heads
+  map          questions and heads in the plane, by PCA, or UMAP if installed
+
+Needs the extra `plot`.""",
+        "headroute plot weights --db lda.db --test-set held_out.jsonl -o weights.png",
+        {0: "drawn", 1: "the database has no heads yet", 2: "bad input"},
     )
+    sub.add_argument("picture", choices=["temperature", "weights", "map"], help="what to draw")
+    add_db(sub)
+    add_selection(sub)
+    add_test_set(sub, " (default: the training questions)")
+    add_output(sub, "FILE.png")
+
+    sub = add_command(
+        commands,
+        "report",
+        "validate, and write a page with the verdict and all pictures",
+        """\
+Validate, and write one self-contained HTML page: the verdict, the table of all
+methods, the worst questions, and all pictures. Needs the extra `plot`.""",
+        "headroute report --db lda.db --test-set held_out.jsonl -o report.html",
+        {0: "written", 1: "the database has no heads yet", 2: "bad input"},
+    )
+    add_db(sub)
+    add_selection(sub)
+    source = sub.add_mutually_exclusive_group()
+    add_test_set(source, " (default: the training questions)")
+    add_cross_validate(source)
+    add_output(sub, "FILE.html")
 
     sub = add_command(
         commands,
@@ -197,9 +230,7 @@ infinity ends the run with its number; rows count from 0.""",
         {0: "done", 1: "the database has no heads yet", 2: "bad input, nothing was written"},
     )
     sub.add_argument("queries", type=Path, metavar="QUERIES.npy", help="real numbers of any type")
-    sub.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE.npy", help="where to write"
-    )
+    add_output(sub, "FILE.npy")
     source = sub.add_mutually_exclusive_group()
     add_db(source)
     source.add_argument("--router", type=Path, metavar="FILE", help="heads of a saved router")
@@ -320,6 +351,21 @@ def add_test_set(parser: Any, more: str) -> None:
         type=Path,
         metavar="FILE",
         help=f"held-out questions, .json, .jsonl or .csv{more}",
+    )
+
+
+def add_cross_validate(parser: Any) -> None:
+    parser.add_argument(
+        "--cross-validate",
+        type=at_least_1,
+        metavar="K",
+        help="hold out the database's own questions in K parts, training on the others",
+    )
+
+
+def add_output(parser: Any, metavar: str) -> None:
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar=metavar, help="where to write"
     )
 
 

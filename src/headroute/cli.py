@@ -148,6 +148,32 @@ def command_validate(args: argparse.Namespace) -> int:
     return 0 if report.verdict == "routing helps" else 1
 
 
+def command_plot(args: argparse.Namespace) -> int:
+    from headroute.pictures import plot, read_subject
+    from headroute.report import pictures_text
+
+    subject = read_subject(args.db, args.model, args.name, args.test_set)
+    report = plot(subject, args.picture, args.output)
+    emit(args, report, pictures_text(report))
+    return 0
+
+
+def command_report(args: argparse.Namespace) -> int:
+    from headroute.pictures import write_page
+    from headroute.report import pictures_text
+
+    report = write_page(
+        args.db,
+        args.output,
+        model=args.model,
+        name=args.name,
+        test_set=args.test_set,
+        folds=args.cross_validate,
+    )
+    emit(args, report, pictures_text(report))
+    return 0
+
+
 def command_search(args: argparse.Namespace) -> int:
     from headroute.report import search_text
     from headroute.search import search
@@ -245,6 +271,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "import": command_import,
     "train": command_train,
     "validate": command_validate,
+    "plot": command_plot,
+    "report": command_report,
     "search": command_search,
     "route": command_route,
     "project": command_project,

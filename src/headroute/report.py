@@ -6,6 +6,7 @@ from typing import Any
 
 from headroute.array_io import ProjectionReport
 from headroute.database import ImportResult
+from headroute.pictures import PictureReport
 from headroute.pipeline import TrainReport
 from headroute.search import HeadWeight, RouteReport, Scope, SearchReport
 from headroute.text import TEXT_WIDTH, count, facts
@@ -226,6 +227,12 @@ def projection_text(report: ProjectionReport) -> str:
             ),
         ]
     )
+
+
+def pictures_text(report: PictureReport) -> str:
+    """What was drawn, and of what."""
+    of = f"{count(report.heads, 'head')} and {count(report.questions, 'question')}"
+    return f"{report.output}\n" + facts([("pictures", ", ".join(report.pictures)), ("of", of)])
 
 
 def build_text(info: Mapping[str, Any]) -> str:

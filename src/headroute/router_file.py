@@ -10,7 +10,6 @@ Never pickle: nothing in a file can run. The file appears whole or not at all.
 import dataclasses
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute._validate import Float32
+from headroute.files import replace_file
 from headroute.prediction import Calibration
 from headroute.training_record import TrainingRecord
 
@@ -65,19 +65,9 @@ def encode(router: StoredRouter) -> bytes:
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write beside the file's place, flush to disk, and move there. Raises OSError."""
-    path = os.fspath(path)
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    """Write what `encode` returned; the file appears whole or not at all. Raises OSError."""
+    with replace_file(path) as file:
+        file.write(content)
 
 
 def read(path: str | os.PathLike[str]) -> StoredRouter:
