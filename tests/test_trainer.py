@@ -37,7 +37,14 @@ def full_trainer(data, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "centroid"}, {"temperature": 0.2}, {"heads_per_group": 2}]
+    "options",
+    [
+        {},
+        {"method": "centroid"},
+        {"temperature": 0.2},
+        {"heads_per_group": 2},
+        {"learn_answers": True},
+    ],
 )
 def test_any_order_gives_the_same_router(data, rng, options):
     """Questions one by one in random order, groups added late, one removed and added again."""

@@ -91,6 +91,11 @@ together. The figures of a --test-set are kept with the heads.""",
         help="heads a cluster, or auto: several where its questions fall apart (default: 1)",
     )
     sub.add_argument(
+        "--learn-answers",
+        action="store_true",
+        help="train the answers of the heads too, where that helps questions held out",
+    )
+    sub.add_argument(
         "--random-state", type=int, default=0, metavar="N", help="seed (default: %(default)s)"
     )
     sub.add_argument(

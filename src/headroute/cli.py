@@ -126,6 +126,7 @@ def command_train(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         method=args.method,
         heads_per_group=args.heads_per_group,
+        learn_answers=args.learn_answers,
         random_state=args.random_state,
     )
     emit(args, report, train_text(report))

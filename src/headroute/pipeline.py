@@ -314,14 +314,16 @@ class Fitting:
     def _fit(self, data: TrainingSet) -> DatabaseHeads:
         start = time.perf_counter()
         n_clusters = len(data.cluster_ids)
+        means = group_means(data.answers, data.answer_groups, n_clusters)
+        norms = np.linalg.norm(means, axis=1, keepdims=True)
+        answers = means / np.where(norms > 0, norms, 1)
         fitted = fit_heads(
             checked_questions(data.questions, data.question_groups, n_clusters),
             self._options,
+            answers,
             progress=True,
         )
-        means = group_means(data.answers, data.answer_groups, n_clusters)
-        norms = np.linalg.norm(means, axis=1, keepdims=True)
-        router = fitted.router(means / np.where(norms > 0, norms, 1), data.names)
+        router = fitted.router(answers, data.names)
         self.seconds += time.perf_counter() - start
         self._heads = DatabaseHeads(data, fitted, router)
         return self._heads

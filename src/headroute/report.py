@@ -111,6 +111,12 @@ def temperature_text(temperature: float, training: TrainingRecord) -> str:
 
 def training_notes(training: TrainingRecord) -> list[str]:
     notes = []
+    if training.answer_freedom is not None:
+        notes.append(
+            "answers learned"
+            if training.answer_freedom
+            else "answers as given: learning them made no held-out question likelier"
+        )
     if n := training.lone_questions:
         notes.append(f"{count(n, 'cluster')} of a single question: of it nothing was estimated")
     if n := training.shared_questions:

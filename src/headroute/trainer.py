@@ -87,8 +87,9 @@ class HeadTrainer:
         parts = [_sorted(np.concatenate(self._questions[name])) for name in names]
         groups = np.repeat(np.arange(len(names)), [len(part) for part in parts])
         questions = questions_of(np.concatenate(parts), groups, len(names))
-        heads = fit_heads(questions, self._options, progress=progress)
-        return heads.router(np.stack([self._answers[name] for name in names]), names, backend)
+        answers = np.stack([self._answers[name] for name in names])
+        heads = fit_heads(questions, self._options, answers, progress=progress)
+        return heads.router(answers, names, backend)
 
     def _known(self, name: str) -> None:
         if name not in self._answers:

@@ -17,6 +17,7 @@ from headroute import _validate
 from headroute._questions import Questions, checked_questions, means, merge_twins, sums_of
 from headroute._validate import Float32
 from headroute.abstention import calibrate
+from headroute.answer_learning import learn_answers, weigh
 from headroute.learning import learn
 from headroute.leave_one_out import (
     Cosines,
@@ -43,6 +44,7 @@ class TrainingOptions(TypedDict, total=False):
     temperature: float | Literal["auto"]
     method: str
     heads_per_group: int | Literal["auto"]
+    learn_answers: bool
     random_state: int
 
 
@@ -53,6 +55,7 @@ class Options:
     temperature: float | Literal["auto"] = "auto"
     method: str = "learned"
     heads_per_group: int | Literal["auto"] = 1
+    learn_answers: bool = False
     random_state: int = 0
 
 
@@ -90,6 +93,8 @@ def train_heads(
             out; else they stay as they are.
         heads_per_group: a number, or "auto" for as many as make held-out questions likelier. Needs
             scikit-learn.
+        learn_answers: train the groups' answers too, as unit vectors, to be found among the given
+            ones, when that helps questions held out. Not where groups share all their questions.
         random_state: seed of what is random: k-means, and which questions are held out.
         names: one a group; backend: as for `Router`.
         progress: a bar on stderr, if that is a terminal.
@@ -108,7 +113,7 @@ def train_heads(
             f"answers must be a (G, e) array with a row a group, got shape {rows.shape}"
         )
     training = checked_questions(questions, groups, len(rows))
-    heads = fit_heads(training, checked, progress=progress)
+    heads = fit_heads(training, checked, rows, progress=progress)
     if heads.record.shared_questions:
         warnings.warn(
             f"{heads.record.shared_questions} questions are in more than one group: nothing was "
@@ -125,21 +130,23 @@ def train_heads(
 
 
 class FittedHeads(NamedTuple):
-    """Heads without their answers."""
+    """Heads without their answers, unless these were learned."""
 
     centroids: Float32  # (K, d)
     groups: Int64  # (K,) ascending
     temperature: float
     record: TrainingRecord
     calibration: Calibration | None
+    answers: Float32 | None = None  # (G, e)
 
     def router(
         self, answers: npt.ArrayLike, names: Sequence[str] | None, backend: str = "auto"
     ) -> Router:
-        """With answers (G, e), and names of the groups."""
+        """With answers (G, e), or with the learned ones, and names of the groups."""
+        values = np.asarray(answers) if self.answers is None else self.answers
         return Router(
             self.centroids,
-            np.asarray(answers)[self.groups],
+            values[self.groups],
             temperature=self.temperature,
             names=names,
             groups=self.groups,
@@ -149,8 +156,12 @@ class FittedHeads(NamedTuple):
         )
 
 
-def fit_heads(questions: Questions, options: Options, *, progress: bool = False) -> FittedHeads:
-    """Fit heads to checked questions; ValueError for fewer than two groups."""
+def fit_heads(
+    questions: Questions, options: Options, answers: npt.ArrayLike, *, progress: bool = False
+) -> FittedHeads:
+    """Fit heads to checked questions of groups with answers (G, e), which are looked at only to be
+    learned; ValueError for fewer than two groups.
+    """
     n_groups = len(questions.counts)
     if n_groups < 2:
         raise ValueError(f"routing needs at least two groups, got {n_groups}")
@@ -190,6 +201,14 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
     elif not curve:
         source = "default"
     calibration = calibrate(cosines, head_groups, temperature, estimated)
+    values: Float32 | None = None
+    values_freedom: float | None = None
+    values_curve: Curve = ()
+    if options.learn_answers and curve and len(questions.counts) == n_groups:
+        weighted = weigh(cosines(), head_groups, temperature)
+        found = learn_answers(_validate.float32_answers(np.asarray(answers)), weighted, rng)
+        values_freedom, values_curve = found.freedom, found.freedom_curve
+        values = found.answers if found.freedom else None
     record = TrainingRecord(
         method=options.method,
         heads_per_group=options.heads_per_group,
@@ -200,6 +219,8 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         temperature_curve=curve,
         freedom=freedom,
         freedom_curve=freedoms,
+        answer_freedom=values_freedom,
+        answer_freedom_curve=values_curve,
     )
     # Groups that were merged have the same heads.
     first, end = (np.searchsorted(head_groups, merged, side) for side in ("left", "right"))
@@ -210,6 +231,7 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         temperature,
         record,
         calibration and calibration.of_heads(chosen),
+        values,
     )
 
 

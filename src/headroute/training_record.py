@@ -26,12 +26,15 @@ class TrainingRecord:
     # at the best τ), and the freedom chosen: 0 for the mean centroids; (), None unless "learned".
     freedom_curve: Curve
     freedom: float | None
+    # The same of learned answers; (), None unless they were asked for.
+    answer_freedom_curve: Curve = ()
+    answer_freedom: float | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `dataclasses.asdict`, also after JSON made lists of tuples."""
         curves = {
             name: tuple((float(x), float(y)) for x, y in values[name])
-            for name in ("temperature_curve", "freedom_curve")
+            for name in ("temperature_curve", "freedom_curve", "answer_freedom_curve")
         }
         return cls(**{**values, **curves})

@@ -218,13 +218,18 @@ def cross_validate(
             "auto" if training.temperature_source != "given" else router.temperature,
             training.method,
             training.heads_per_group,
+            training.answer_freedom is not None,
         )
     parts, rows = [], []
     with progress_bar(folds, "Cross-validating", "fold") as bar:
         for train, test in split(questions, groups, folds):
             present, own = np.unique(groups[train], return_inverse=True)
             kept = test[np.isin(groups[test], present)]
-            fitted = fit_heads(questions_of(questions.vectors[train], own, len(present)), options)
+            fitted = fit_heads(
+                questions_of(questions.vectors[train], own, len(present)),
+                options,
+                directions[present],
+            )
             task = Task(questions.vectors[kept], groups[kept], answers.vectors, answers.groups)
             parts.append(
                 rank_by_all(
