@@ -6,6 +6,7 @@ imported when it is used.
 
 from headroute._backends import available_backends, build_info
 from headroute._threads import get_num_threads, set_num_threads
+from headroute.evaluation import evaluate
 from headroute.functional import project_multi_head, route_query, visualize_routing
 from headroute.precision import Plan
 from headroute.prediction import Calibration, Prediction
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "build_info",
+    "evaluate",
     "get_num_threads",
     "project_multi_head",
     "route_query",
