@@ -24,8 +24,10 @@ def calibrate(
         groups: (K,) the group of each head, ascending.
         source: says in the calibration where the cosines are from.
 
-    None when there is no such question.
+    None when there is no such question, or no other group.
     """
+    if groups[-1] == 0:
+        return None
     typical = typical_cosines(cosines(), len(groups))
     in_scope: dict[str, list[Float64]] = {score: [] for score in SCORES}
     out_of_scope: dict[str, list[Float64]] = {score: [] for score in SCORES}
