@@ -27,7 +27,7 @@ def checked_questions(
     """Check vectors (n, d) and their groups (n,), integers in 0..n_groups-1, each with a vector.
 
     Raises TypeError for wrong dtypes; ValueError for wrong shapes, a group out of range or without
-    vectors, NaN and infinity. `what` names a vector in the message.
+    vectors, NaN, infinity and more than float32 holds. `what` names a vector in the message.
     """
     rows = _validate.real_array(vectors, f"{what}s")
     numbers = _validate.group_numbers(groups)
@@ -36,6 +36,8 @@ def checked_questions(
             f"{what}s must be an (n, d) array with one group a row, got shape {rows.shape} "
             f"and {len(numbers)} groups"
         )
+    if rows.shape[1] == 0:
+        raise ValueError(f"{what}s must have at least one column, got shape {rows.shape}")
     outside = (numbers < 0) | (numbers >= n_groups)
     if outside.any():
         raise ValueError(
@@ -47,7 +49,7 @@ def checked_questions(
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ValueError(f"{what} {finite.argmin()} has a NaN or infinity in it")
-    return questions_of(_validate.float32_rows(rows), numbers, n_groups)
+    return questions_of(_validate.float32_training_rows(rows, what), numbers, n_groups)
 
 
 def questions_of(rows: Float32, groups: Int64, n_groups: int) -> Questions:
@@ -60,6 +62,7 @@ def questions_of(rows: Float32, groups: Int64, n_groups: int) -> Questions:
 
 def vector_numbers(rows: Float32) -> Int64:
     """(n,) the same number for the same row of (n, d)."""
+    rows = rows + np.float32(0)  # -0 is 0
     keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
     numbers: Int64 = np.unique(keys, return_inverse=True)[1].astype(np.int64)
     return numbers

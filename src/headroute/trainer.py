@@ -104,7 +104,7 @@ class HeadTrainer:
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             raise ValueError(f"question {finite.argmin()} has a NaN or infinity in it")
-        return _validate.float32_rows(rows)
+        return _validate.float32_training_rows(rows, "question")
 
     def _checked_answer(self, values: npt.ArrayLike) -> Float32:
         row = _validate.real_array(values, "answer")

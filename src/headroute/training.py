@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from headroute import _validate
+from headroute import _backends, _validate
 from headroute._questions import Questions, checked_questions, means, merge_twins, sums_of
 from headroute._validate import Float32
 from headroute.abstention import calibrate
@@ -43,7 +43,7 @@ class TrainingOptions(TypedDict, total=False):
     temperature: float | Literal["auto"]
     method: str
     heads_per_group: int | Literal["auto"]
-    random_state: int
+    random_state: int | None
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,19 @@ class Options:
     temperature: float | Literal["auto"] = "auto"
     method: str = "learned"
     heads_per_group: int | Literal["auto"] = 1
-    random_state: int = 0
+    random_state: int | None = 0
 
 
 def checked_options(options: TrainingOptions) -> Options:
     """Raises TypeError and ValueError, with the value."""
     result = Options(**options)
-    if result.temperature != "auto":
+    # Not compared at once: an array would be, element by element.
+    if not (isinstance(result.temperature, str) and result.temperature == "auto"):
         _validate.temperature(result.temperature)
     _validate.one_of(result.method, "method", METHODS)
-    if result.heads_per_group != "auto":
+    if not (isinstance(result.heads_per_group, str) and result.heads_per_group == "auto"):
         _validate.at_least_1(result.heads_per_group, "heads_per_group")
+    _validate.seed(result.random_state)
     return result
 
 
@@ -90,16 +92,17 @@ def train_heads(
             out; else they stay as they are.
         heads_per_group: a number, or "auto" for as many as make held-out questions likelier. Needs
             scikit-learn.
-        random_state: seed of what is random: k-means, and which questions are held out.
+        random_state: seed of what is random: k-means, and which questions are held out. None takes
+            another one every time.
         names: one a group; backend: as for `Router`.
         progress: a bar on stderr, if that is a terminal.
 
     What was chosen, and how, is in `router.training`; `router.predict` can abstain.
 
     Raises TypeError for wrong dtypes; ValueError for wrong shapes, fewer than two groups, a group
-    out of range or without questions, NaN and infinity, and unknown options. Warns when the same
-    question is in two groups, and when "auto" has nothing to go by, because no group has two
-    questions.
+    out of range, without questions or with questions that sum to zero, NaN, infinity and more than
+    float32 holds, and unknown options. Warns when the same question is in two groups, and when
+    "auto" has nothing to go by, because no group has two questions.
     """
     checked = checked_options(options)
     rows = _validate.real_array(answers, "answers")
@@ -107,6 +110,10 @@ def train_heads(
         raise ValueError(
             f"answers must be a (G, e) array with a row a group, got shape {rows.shape}"
         )
+    # What the router would refuse, before the time that training takes.
+    rows = _validate.float32_answers(_validate.answers(rows, len(rows)))
+    _validate.group_names(names, len(rows))
+    _backends.find(backend)
     training = checked_questions(questions, groups, len(rows))
     heads = fit_heads(training, checked, progress=progress)
     if heads.record.shared_questions:
@@ -150,7 +157,9 @@ class FittedHeads(NamedTuple):
 
 
 def fit_heads(questions: Questions, options: Options, *, progress: bool = False) -> FittedHeads:
-    """Fit heads to checked questions; ValueError for fewer than two groups."""
+    """Fit heads to checked questions; ValueError for fewer than two groups, and for questions that
+    sum to zero.
+    """
     n_groups = len(questions.counts)
     if n_groups < 2:
         raise ValueError(f"routing needs at least two groups, got {n_groups}")
@@ -165,6 +174,10 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         sums, curve = sums_and_curve(questions, heads, head_groups)
         likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
 
+    empty = ~sums.sums.any(axis=1)
+    if empty.any():
+        group = (merged == head_groups[empty.argmax()]).argmax()
+        raise ValueError(f"the questions of group {group} sum to zero: its head has no direction")
     telling = questions.telling
 
     def left_out() -> Iterator[Cosines]:
