@@ -7,7 +7,8 @@ How much in scope a query is, higher for more, is one of
     best_cosine    max_k s_k
     log_partition  log Σ_k exp(s_k / τ), the energy of out-of-scope detection (Liu et al. 2020)
     relative       log Σ_k exp((s_k - t_k / 2) / τ), t_k the mean cosine that the head's own
-                   questions have to it: less is expected of a wide group
+                   questions have to it: less is expected of a wide group, up to 120 τ less than
+                   of the narrowest
     margin         the heaviest group's weight less the next one's
 
 A level α becomes a threshold by split conformal prediction (Vovk et al. 2005): of m scores of
@@ -29,6 +30,9 @@ from headroute._validate import Float32, Floats
 Float64 = npt.NDArray[np.float64]
 
 SCORES = ("best_cosine", "log_partition", "relative", "margin")
+
+# Of `relative`: t_k counts as at least the largest less this times τ.
+_LEAST_EXPECTED = 120
 
 # float32 bytes of weights held at once.
 _BLOCK_BYTES = 2 << 20
@@ -64,7 +68,7 @@ class Calibration:
         """
         level = _validate.level(alpha)
         place = math.floor(level * (len(self.scores) + 1) + 1e-9)  # 0.07 · 100 is 7.000000000000001
-        return float(self.scores[place - 1]) if place else -math.inf
+        return float(self.scores[min(place, len(self.scores)) - 1]) if place else -math.inf
 
 
 class Groups:
@@ -93,18 +97,21 @@ def best_cosines(
     queries: npt.NDArray[np.floating[Any]], centroids: Float32, heads: npt.NDArray[np.int64]
 ) -> Float64:
     """Cosines (n,) of queries (n, d) to their heads (n,) among centroids (K, d)."""
-    directions = unit(queries.astype(np.float64))
-    result: Float64 = np.einsum("ij,ij->i", directions, unit(centroids[heads].astype(np.float64)))
+    # In the type of a long double, which float64 may not hold.
+    directions = unit(queries.astype(np.result_type(queries, np.float64)))
+    cosines = np.einsum("ij,ij->i", directions, unit(centroids[heads].astype(np.float64)))
+    result: Float64 = cosines.astype(np.float64)
     return result
 
 
 def log_of_relative(weights: Floats, typical: Float32, temperature: float) -> Float64:
     """log Σ_k w_k exp(-t_k / 2τ), (n,): what `relative` is beyond `log_partition`."""
-    least = float(typical.min())
-    factors = np.exp((least - typical.astype(np.float64)) / (2 * temperature))
-    # A row whose weight is all where the factor is 0 counts as if a little were elsewhere.
-    sums = np.maximum(weights @ factors, np.finfo(np.float64).tiny)
-    result: Float64 = np.log(sums) - least / (2 * temperature)
+    expected = typical.astype(np.float64)
+    # float32 has weights below e**-87 of the largest as 0: so no factor may be worth as much.
+    expected = np.maximum(expected, expected.max() - _LEAST_EXPECTED * temperature)
+    least = float(expected.min())
+    factors = np.exp((least - expected) / (2 * temperature))
+    result: Float64 = np.log(weights @ factors) - least / (2 * temperature)
     return result
 
 
