@@ -48,12 +48,23 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of in-scope queries, which turn a level into a threshold."""
+    """Scores of in-scope queries, which turn a level into a threshold.
+
+    Raises ValueError for what cannot be one: it may come from a file.
+    """
 
     score: str  # one of SCORES
     source: str  # "held-out": not trained on; "leave-one-out" or "cross-validation": trained on
     scores: Float32  # (m,), ascending
     typical: Float32 | None = None  # (K,) t_k; None unless the score needs it
+
+    def __post_init__(self) -> None:
+        _validate.one_of(self.score, "score", SCORES)
+        scores = self.scores
+        if scores.ndim != 1 or len(scores) == 0 or not np.array_equal(scores, np.sort(scores)):
+            raise ValueError("a calibration needs scores, (m,) ascending, m >= 1")
+        if self.score == "relative" and self.typical is None:
+            raise ValueError("a calibration of score 'relative' needs typical cosines")
 
     def of_heads(self, kept: npt.NDArray[Any]) -> "Calibration":
         """For a router with these heads, a mask or indices."""

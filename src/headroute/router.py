@@ -111,6 +111,12 @@ class Router:
         self._group_of_head.setflags(write=False)
         self._groups = prediction.Groups(self._group_of_head)
         self._names = _validate.group_names(names, int(self._group_of_head.max()) + 1)
+        if calibration is not None and calibration.typical is not None:
+            typical = calibration.typical
+            if typical.shape != (len(checked),):
+                raise ValueError(
+                    f"{len(checked)} heads but typical cosines of shape {typical.shape}"
+                )
         self._calibration = calibration
         self._training = training
         chosen = _backends.find(backend)
