@@ -101,7 +101,7 @@ def test_likelihood(problem):
 
 
 def test_lone_questions_are_passed_over(problem):
-    """Of whose group nothing is left there is nothing to say; another head of the group is enough."""
+    """Nothing is said of a group of which nothing is left; another of its heads is enough."""
     questions, heads, sums = problem
     cosines = together(left_out_cosines(questions, heads, sums))
     values, groups = known(cosines, sums.groups)
