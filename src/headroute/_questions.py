@@ -69,8 +69,8 @@ def vector_numbers(rows: Float32) -> Int64:
 
 
 def merge_twins(questions: Questions) -> tuple[Questions, Int64]:
-    """Merge the groups of which no question is theirs alone with those that have them too: nothing
-    can tell them apart. A question that they have in common counts once.
+    """Merge groups that have the same questions: nothing can tell them apart. A question that they
+    have in common counts once.
 
     Returns the questions of the merged groups, and the merged group of each group (G,).
     """
@@ -78,24 +78,19 @@ def merge_twins(questions: Questions) -> tuple[Questions, Int64]:
     own = np.bincount(questions.groups[questions.telling], minlength=n_groups)
     if own.all():
         return questions, np.arange(n_groups)
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
     numbers = vector_numbers(questions.rows)
-    has = csr_array((np.ones(len(numbers)), (numbers, questions.groups)))
-    links = (has.T @ has).tocoo()
-    twins = (own[links.row] == 0) | (own[links.col] == 0)
-    ends = (links.row[twins], links.col[twins])
-    graph = csr_array((np.ones(twins.sum()), ends), shape=(n_groups, n_groups))
-    labels = connected_components(graph, directed=False)[1]
+    groups, different = np.unique(np.stack([questions.groups, numbers]), axis=1)
+    ends = np.cumsum(np.bincount(groups, minlength=n_groups))[:-1]
     # Numbered by their first groups.
-    merged = np.unique(labels, return_index=True)[1].argsort().argsort()[labels].astype(np.int64)
+    seen: dict[bytes, int] = {}
+    sets = np.split(different, ends)
+    merged = np.array([seen.setdefault(one.tobytes(), len(seen)) for one in sets])
     groups = merged[questions.groups]
     was_merged = np.bincount(merged)[groups] > 1
     first = np.zeros(len(numbers), bool)
     first[np.unique(np.stack([numbers, groups]), axis=1, return_index=True)[1]] = True
     kept = first | ~was_merged
-    return questions_of(questions.rows[kept], groups[kept], int(merged.max()) + 1), merged
+    return questions_of(questions.rows[kept], groups[kept], len(seen)), merged
 
 
 def group_means(vectors: npt.ArrayLike, groups: npt.ArrayLike, n_groups: int) -> Float32:
