@@ -53,6 +53,19 @@ def test_the_score_that_tells_is_taken(score):
     assert len(calibration.scores) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*more than one group")
+@pytest.mark.parametrize("twins", [False, True])
+def test_there_is_no_margin_between_twins(rng, monkeypatch, twins):
+    """However well it tells: groups of the same questions would all be refused."""
+    areas = iter([0.6, 0.7, 0.8, 0.9])
+    monkeypatch.setattr(abstention, "area_under_roc", lambda *_: next(areas))
+    questions, groups = rng.standard_normal((12, 5)), np.repeat([0, 1, 2], 4)
+    if twins:
+        questions, groups = np.concatenate([questions, questions[:4]]), np.append(groups, [3] * 4)
+    router = train_heads(questions, groups, np.eye(groups.max() + 1))
+    assert router.calibration.score == SCORES[-2 if twins else -1]
+
+
 def test_scores_of_left_out_questions(rng):
     """The calibration's scores are those of questions that their own heads do not know."""
     groups = np.arange(30) % 3

@@ -397,7 +397,9 @@ class Router:
         Args:
             abstain: α in (0, 1): refuse queries whose score is that of the lowest α of the
                 calibration's. Of in-scope queries like those at most α are refused, on average over
-                calibrations, however few they are. None refuses nothing.
+                calibrations, however few they are. None refuses nothing. Training questions are
+                calibrated by when their groups have others: queries of groups with one question
+                may be refused more often.
 
         The score is the calibration's; without one, the best cosine. It is higher for queries more
         in scope. All at the router's own temperature. Group is int64, score float32 and abstained

@@ -202,7 +202,8 @@ def fit_heads(questions: Questions, options: Options, *, progress: bool = False)
         temperature, source = float(options.temperature), "given"
     elif not curve:
         source = "default"
-    calibration = calibrate(cosines, head_groups, temperature, estimated)
+    twins = len(questions.counts) < n_groups
+    calibration = calibrate(cosines, head_groups, temperature, estimated, twins=twins)
     record = TrainingRecord(
         method=options.method,
         heads_per_group=options.heads_per_group,
