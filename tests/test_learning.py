@@ -77,11 +77,14 @@ def plain_loss(w, task):
 
 
 def test_parts(rng):
-    """A part's head is made of the head's questions in all other parts; at most PARTS of them."""
+    """A part's head is made of the head's questions in all other parts; at most PARTS of them. What
+    is learned from has such a head, and tells.
+    """
     heads = np.repeat([0, 1, 2], [1, 7, 47])
     questions = rng.standard_normal((55, D)).astype(np.float32)
     sums = HeadSums(sums_of(questions, heads, 3), np.bincount(heads), np.arange(3))
-    task = make_task(questions, heads, np.ones(55, bool), sums, rng)
+    telling = rng.random(55) > 0.3
+    task = make_task(questions, heads, telling, sums, rng)
     directions = unit(questions.astype(np.float64))
     place = (task.questions @ directions.T).argmax(axis=1)
     np.testing.assert_array_equal(np.sort(place), np.arange(55))
@@ -89,7 +92,8 @@ def test_parts(rng):
     np.testing.assert_array_equal(
         np.bincount(heads[np.unique(task.parts, return_index=True)[1]]), [1, 7, 10]
     )
-    assert (task.left[task.parts] == (task.heads > 0)).all()
+    np.testing.assert_array_equal(task.left[task.parts], task.heads > 0)
+    np.testing.assert_array_equal(task.learnable, telling[place] & (task.heads > 0))
     for part in np.flatnonzero(task.left):
         head = task.heads[task.parts == part][0]
         others = place[(task.heads == head) & (task.parts != part)]
