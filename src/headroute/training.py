@@ -5,6 +5,7 @@ its answer is that of its group. τ is the likeliest for questions that the head
 (leave_one_out.py).
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,10 +64,12 @@ def checked_options(options: TrainingOptions) -> Options:
     if not (isinstance(result.temperature, str) and result.temperature == "auto"):
         _validate.temperature(result.temperature)
     _validate.one_of(result.method, "method", METHODS)
-    if not (isinstance(result.heads_per_group, str) and result.heads_per_group == "auto"):
-        _validate.at_least_1(result.heads_per_group, "heads_per_group")
     _validate.seed(result.random_state)
-    return result
+    if isinstance(result.heads_per_group, str) and result.heads_per_group == "auto":
+        return result
+    # As an int that JSON holds.
+    number = _validate.at_least_1(result.heads_per_group, "heads_per_group")
+    return dataclasses.replace(result, heads_per_group=number)
 
 
 def train_heads(
