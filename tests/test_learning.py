@@ -162,6 +162,19 @@ def test_blocks_and_threads_change_nothing(task, w, pool, monkeypatch):
     np.testing.assert_array_equal(by_one, by_blocks)
 
 
+@pytest.mark.parametrize("freedom", [0.01, 0.03])
+def test_the_fit_has_no_slope_left(task, pool, monkeypatch, freedom):
+    """At W the slope of the loss is that of the shrinkage, (W - I) / f, back."""
+    monkeypatch.setattr(learning, "_RELATIVE_TOLERANCE", 0)
+    w = learning.fit_map(np.eye(D, dtype=np.float32), task, TAU, freedom, Counter())
+    _, start = loss_and_gradient(np.eye(D), task, TAU, pool)
+    _, there = loss_and_gradient(w.astype(np.float64), task, TAU, pool)
+    # Trials are rounded to float32, so that the loss is flat below the root of its eps.
+    limit = 10 * np.sqrt(2 * U) * np.linalg.norm(start)
+    assert np.linalg.norm(there + (w - np.eye(D)) / freedom) < limit
+    assert np.linalg.norm(there - start) > 10 * limit
+
+
 # ---- choosing
 
 

@@ -11,7 +11,7 @@ from accuracy import U, weight_error
 from safetensors.numpy import save_file
 
 from headroute import Calibration, Router, train_heads
-from headroute.prediction import SCORES
+from headroute.prediction import SCORES, margins
 
 D = 6
 ONE_HEAD_EACH = list(range(7))
@@ -94,6 +94,14 @@ def test_without_a_calibration_the_score_is_the_best_cosine(router, rng):
     expected = definition("best_cosine", queries, router, None)
     atol = -0.1 * math.log1p(-2 * weight_error(D, 10, 0.1))
     np.testing.assert_allclose(router.predict(queries).score, expected, rtol=U, atol=atol)
+
+
+def test_margins_of_many_groups(rng):
+    """The two largest of a row, wherever they are; one group has no rival."""
+    weights = rng.random((50, 300)).astype(np.float32)
+    second, first = np.sort(weights.astype(np.float64), axis=1)[:, -2:].T
+    np.testing.assert_array_equal(margins(weights), first - second)
+    np.testing.assert_array_equal(margins(weights[:, :1]), 1)
 
 
 def test_one_query_and_none(router, rng):

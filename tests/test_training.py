@@ -230,6 +230,15 @@ def test_a_trainer_does_not_scale_questions_either():
         trainer.partial_fit([[1e99, 0]], ["a"])
 
 
+def test_options_may_be_numpys(rng):
+    """A router trained with NumPy's numbers can be saved."""
+    numbers = {"heads_per_group": np.int8(2), "temperature": np.float32(0.5)}
+    arguments = (rng.standard_normal((30, 5)), np.arange(30) % 3, ANSWERS)
+    router = train_heads(*arguments, random_state=np.int64(3), **numbers)
+    expected = train_heads(*arguments, random_state=3, heads_per_group=2, temperature=0.5)
+    assert router.to_bytes() == expected.to_bytes()
+
+
 def test_answers_of_another_dimension(rng):
     """e need not be d, with one head a group and with several."""
     questions = rng.standard_normal((30, 5))
