@@ -78,6 +78,10 @@ def test_a_group_without_questions_waits(data):
     trainer.add_group("soon", np.zeros(E))
     assert "soon" in trainer.groups
     assert "soon" not in trainer.router().names
+    trainer.add_group("later", np.zeros(E), np.empty((0, D)))
+    assert "later" not in trainer.router().names
+    trainer.partial_fit(np.ones((1, D)), ["later"])
+    assert "later" in trainer.router().names
 
 
 def test_bad_input(data):
@@ -87,6 +91,12 @@ def test_bad_input(data):
         (lambda: trainer.add_group("g1", np.zeros(E)), ValueError, "a group 'g1' already"),
         (lambda: trainer.add_group("x", np.zeros(E + 1)), ValueError, r"\(5,\), got \(6,\)"),
         (lambda: trainer.add_group("x", [np.nan] * E), ValueError, "answer has a NaN"),
+        (
+            lambda: trainer.add_group("x", [1e300] * E),
+            ValueError,
+            r"1e\+300 in it, more than float32",
+        ),
+        (lambda: HeadTrainer().add_group("x", [1], [[]]), ValueError, r"\(n, d\), got \(1, 0\)"),
         (lambda: trainer.partial_fit(np.ones((1, D)), ["x"]), KeyError, "no group 'x'"),
         (lambda: trainer.partial_fit(np.ones((2, D)), ["g1"]), ValueError, "2 questions and 1 gr"),
         (lambda: trainer.partial_fit(np.ones((1, 3)), ["g1"]), ValueError, r"\(n, 8\), got \(1, 3"),

@@ -27,7 +27,7 @@ def checked_questions(
     """Check vectors (n, d) and their groups (n,), integers in 0..n_groups-1, each with a vector.
 
     Raises TypeError for wrong dtypes; ValueError for wrong shapes, a group out of range or without
-    vectors, NaN and infinity. `what` names a vector in the message.
+    vectors, NaN, infinity and more than float32 holds. `what` names a vector in the message.
     """
     rows = _validate.real_array(vectors, f"{what}s")
     numbers = _validate.group_numbers(groups)
@@ -36,6 +36,8 @@ def checked_questions(
             f"{what}s must be an (n, d) array with one group a row, got shape {rows.shape} "
             f"and {len(numbers)} groups"
         )
+    if rows.shape[1] == 0:
+        raise ValueError(f"{what}s must have at least one column, got shape {rows.shape}")
     outside = (numbers < 0) | (numbers >= n_groups)
     if outside.any():
         raise ValueError(
@@ -47,7 +49,7 @@ def checked_questions(
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ValueError(f"{what} {finite.argmin()} has a NaN or infinity in it")
-    return questions_of(_validate.float32_rows(rows), numbers, n_groups)
+    return questions_of(_validate.float32_training_rows(rows, what), numbers, n_groups)
 
 
 def questions_of(rows: Float32, groups: Int64, n_groups: int) -> Questions:
@@ -60,14 +62,15 @@ def questions_of(rows: Float32, groups: Int64, n_groups: int) -> Questions:
 
 def vector_numbers(rows: Float32) -> Int64:
     """(n,) the same number for the same row of (n, d)."""
+    rows = rows + np.float32(0)  # -0 is 0
     keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
     numbers: Int64 = np.unique(keys, return_inverse=True)[1].astype(np.int64)
     return numbers
 
 
 def merge_twins(questions: Questions) -> tuple[Questions, Int64]:
-    """Merge the groups of which no question is theirs alone with those that have them too: nothing
-    can tell them apart. A question that they have in common counts once.
+    """Merge groups that have the same questions: nothing can tell them apart. A question that they
+    have in common counts once.
 
     Returns the questions of the merged groups, and the merged group of each group (G,).
     """
@@ -75,24 +78,19 @@ def merge_twins(questions: Questions) -> tuple[Questions, Int64]:
     own = np.bincount(questions.groups[questions.telling], minlength=n_groups)
     if own.all():
         return questions, np.arange(n_groups)
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
     numbers = vector_numbers(questions.rows)
-    has = csr_array((np.ones(len(numbers)), (numbers, questions.groups)))
-    links = (has.T @ has).tocoo()
-    twins = (own[links.row] == 0) | (own[links.col] == 0)
-    ends = (links.row[twins], links.col[twins])
-    graph = csr_array((np.ones(twins.sum()), ends), shape=(n_groups, n_groups))
-    labels = connected_components(graph, directed=False)[1]
+    groups, different = np.unique(np.stack([questions.groups, numbers]), axis=1)
+    ends = np.cumsum(np.bincount(groups, minlength=n_groups))[:-1]
     # Numbered by their first groups.
-    merged = np.unique(labels, return_index=True)[1].argsort().argsort()[labels].astype(np.int64)
+    seen: dict[bytes, int] = {}
+    sets = np.split(different, ends)
+    merged = np.array([seen.setdefault(one.tobytes(), len(seen)) for one in sets])
     groups = merged[questions.groups]
     was_merged = np.bincount(merged)[groups] > 1
     first = np.zeros(len(numbers), bool)
     first[np.unique(np.stack([numbers, groups]), axis=1, return_index=True)[1]] = True
     kept = first | ~was_merged
-    return questions_of(questions.rows[kept], groups[kept], int(merged.max()) + 1), merged
+    return questions_of(questions.rows[kept], groups[kept], len(seen)), merged
 
 
 def group_means(vectors: npt.ArrayLike, groups: npt.ArrayLike, n_groups: int) -> Float32:

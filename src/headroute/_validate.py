@@ -98,6 +98,17 @@ def at_least_1(value: int, what: str) -> int:
     return int(value)
 
 
+def seed(value: int | None) -> int | None:
+    """Return `value`; TypeError unless it is None or an integer, ValueError below 0."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"random_state must be None or an integer, got {value!r}")
+    if value < 0:
+        raise ValueError(f"random_state must be at least 0, got {value}")
+    return int(value)
+
+
 def top_k(value: int, most: int, what: str) -> int:
     """Return `value` as an int.
 
@@ -312,6 +323,24 @@ def float32_rows(rows: npt.NDArray[Any]) -> Float32:
     """
     result = np.empty(rows.shape, np.float32)
     _convert(rows, result)
+    return result
+
+
+def float32_training_rows(rows: npt.NDArray[Any], what: str) -> Float32:
+    """Return a C-contiguous float32 copy of finite rows (n, d), of which sums will be taken: none
+    is scaled.
+
+    ValueError for one that float32 cannot hold; `what` names a row.
+    """
+    result = np.empty(rows.shape, np.float32)
+    with np.errstate(over="ignore"):
+        np.copyto(result, rows, casting="unsafe")
+    large = ~np.isfinite(result).all(axis=1)
+    if large.any():
+        row = large.argmax()
+        raise ValueError(
+            f"{what} {row} has {np.abs(rows[row]).max():.4g} in it, more than float32 holds"
+        )
     return result
 
 

@@ -15,7 +15,12 @@ from headroute.prediction import SCORES, Calibration, Groups, scores_of
 
 
 def calibrate(
-    cosines: Callable[[], Iterable[Cosines]], groups: Int64, temperature: float, source: str
+    cosines: Callable[[], Iterable[Cosines]],
+    groups: Int64,
+    temperature: float,
+    source: str,
+    *,
+    twins: bool = False,
 ) -> Calibration | None:
     """Calibrate on questions that were left out of what they are compared with.
 
@@ -23,9 +28,13 @@ def calibrate(
         cosines: the same blocks at every call.
         groups: (K,) the group of each head, ascending.
         source: says in the calibration where the cosines are from.
+        twins: whether some groups will have the same heads, so that there is no margin between
+            them.
 
-    None when there is no such question.
+    None when there is no such question, or no other group.
     """
+    if groups[-1] == 0:
+        return None
     typical = typical_cosines(cosines(), len(groups))
     in_scope: dict[str, list[Float64]] = {score: [] for score in SCORES}
     out_of_scope: dict[str, list[Float64]] = {score: [] for score in SCORES}
@@ -47,7 +56,8 @@ def calibrate(
         score: area_under_roc(np.concatenate(in_scope[score]), np.concatenate(out_of_scope[score]))
         for score in SCORES
     }
-    chosen = max(SCORES, key=lambda score: areas[score])
+    candidates = [score for score in SCORES if not (twins and score == "margin")]
+    chosen = max(candidates, key=lambda score: areas[score])
     scores = np.sort(np.concatenate(in_scope[chosen])).astype(np.float32)
     return Calibration(chosen, source, scores, typical if chosen == "relative" else None)
 

@@ -112,9 +112,11 @@ def make_task(
 
 
 def directions_of(rows: Float32) -> Float32:
-    """Rows (n, d) divided by their norms, of which no square overflows in float64."""
+    """Rows (n, d) divided by their norms, which float32 may not hold, nor their squares."""
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return rows / np.where(norms > 0, norms, 1).astype(np.float32)[:, np.newaxis]
+    result = np.empty_like(rows)
+    np.divide(rows, np.where(norms > 0, norms, 1)[:, np.newaxis], out=result, casting="same_kind")
+    return result
 
 
 class Mapped(NamedTuple):

@@ -7,7 +7,8 @@ How much in scope a query is, higher for more, is one of
     best_cosine    max_k s_k
     log_partition  log Σ_k exp(s_k / τ), the energy of out-of-scope detection (Liu et al. 2020)
     relative       log Σ_k exp((s_k - t_k / 2) / τ), t_k the mean cosine that the head's own
-                   questions have to it: less is expected of a wide group
+                   questions have to it: less is expected of a wide group, up to 120 τ less than
+                   of the narrowest
     margin         the heaviest group's weight less the next one's
 
 A level α becomes a threshold by split conformal prediction (Vovk et al. 2005): of m scores of
@@ -30,6 +31,9 @@ Float64 = npt.NDArray[np.float64]
 
 SCORES = ("best_cosine", "log_partition", "relative", "margin")
 
+# Of `relative`: t_k counts as at least the largest less this times τ.
+_LEAST_EXPECTED = 120
+
 # float32 bytes of weights held at once.
 _BLOCK_BYTES = 2 << 20
 
@@ -44,12 +48,23 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of in-scope queries, which turn a level into a threshold."""
+    """Scores of in-scope queries, which turn a level into a threshold.
+
+    Raises ValueError for what cannot be one: it may come from a file.
+    """
 
     score: str  # one of SCORES
     source: str  # "held-out": not trained on; "leave-one-out" or "cross-validation": trained on
     scores: Float32  # (m,), ascending
     typical: Float32 | None = None  # (K,) t_k; None unless the score needs it
+
+    def __post_init__(self) -> None:
+        _validate.one_of(self.score, "score", SCORES)
+        scores = self.scores
+        if scores.ndim != 1 or len(scores) == 0 or not np.array_equal(scores, np.sort(scores)):
+            raise ValueError("a calibration needs scores, (m,) ascending, m >= 1")
+        if self.score == "relative" and self.typical is None:
+            raise ValueError("a calibration of score 'relative' needs typical cosines")
 
     def of_heads(self, kept: npt.NDArray[Any]) -> "Calibration":
         """For a router with these heads, a mask or indices."""
@@ -64,7 +79,7 @@ class Calibration:
         """
         level = _validate.level(alpha)
         place = math.floor(level * (len(self.scores) + 1) + 1e-9)  # 0.07 · 100 is 7.000000000000001
-        return float(self.scores[place - 1]) if place else -math.inf
+        return float(self.scores[min(place, len(self.scores)) - 1]) if place else -math.inf
 
 
 class Groups:
@@ -93,18 +108,21 @@ def best_cosines(
     queries: npt.NDArray[np.floating[Any]], centroids: Float32, heads: npt.NDArray[np.int64]
 ) -> Float64:
     """Cosines (n,) of queries (n, d) to their heads (n,) among centroids (K, d)."""
-    directions = unit(queries.astype(np.float64))
-    result: Float64 = np.einsum("ij,ij->i", directions, unit(centroids[heads].astype(np.float64)))
+    # In the type of a long double, which float64 may not hold.
+    directions = unit(queries.astype(np.result_type(queries, np.float64)))
+    cosines = np.einsum("ij,ij->i", directions, unit(centroids[heads].astype(np.float64)))
+    result: Float64 = cosines.astype(np.float64)
     return result
 
 
 def log_of_relative(weights: Floats, typical: Float32, temperature: float) -> Float64:
     """log Σ_k w_k exp(-t_k / 2τ), (n,): what `relative` is beyond `log_partition`."""
-    least = float(typical.min())
-    factors = np.exp((least - typical.astype(np.float64)) / (2 * temperature))
-    # A row whose weight is all where the factor is 0 counts as if a little were elsewhere.
-    sums = np.maximum(weights @ factors, np.finfo(np.float64).tiny)
-    result: Float64 = np.log(sums) - least / (2 * temperature)
+    expected = typical.astype(np.float64)
+    # float32 has weights below e**-87 of the largest as 0: so no factor may be worth as much.
+    expected = np.maximum(expected, expected.max() - _LEAST_EXPECTED * temperature)
+    least = float(expected.min())
+    factors = np.exp((least - expected) / (2 * temperature))
+    result: Float64 = np.log(weights @ factors) - least / (2 * temperature)
     return result
 
 

@@ -111,6 +111,12 @@ class Router:
         self._group_of_head.setflags(write=False)
         self._groups = prediction.Groups(self._group_of_head)
         self._names = _validate.group_names(names, int(self._group_of_head.max()) + 1)
+        if calibration is not None and calibration.typical is not None:
+            typical = calibration.typical
+            if typical.shape != (len(checked),):
+                raise ValueError(
+                    f"{len(checked)} heads but typical cosines of shape {typical.shape}"
+                )
         self._calibration = calibration
         self._training = training
         chosen = _backends.find(backend)
@@ -391,7 +397,9 @@ class Router:
         Args:
             abstain: α in (0, 1): refuse queries whose score is that of the lowest α of the
                 calibration's. Of in-scope queries like those at most α are refused, on average over
-                calibrations, however few they are. None refuses nothing.
+                calibrations, however few they are. None refuses nothing. Training questions are
+                calibrated by when their groups have others: queries of groups with one question
+                may be refused more often.
 
         The score is the calibration's; without one, the best cosine. It is higher for queries more
         in scope. All at the router's own temperature. Group is int64, score float32 and abstained

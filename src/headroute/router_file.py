@@ -1,7 +1,7 @@
 """A router's file: one safetensors file, the rest in its header.
 
     centroids (K, d), answers (K, e)   float32
-    groups (K,)                        int64, where a group has several heads
+    groups (K,)                        int64, unless head k is group k
     calibration (m,), typical (K,)     float32, where the router can abstain
 
 Never pickle: nothing in a file can run. The file appears whole or not at all.
@@ -50,7 +50,7 @@ def encode(router: StoredRouter) -> bytes:
         "temperature": router.temperature,
         "names": list(router.names),
     }
-    if router.groups is not None and len(router.names) < len(router.groups):
+    if router.groups is not None and (router.groups != np.arange(len(router.groups))).any():
         tensors["groups"] = router.groups
     if router.calibration is not None:
         tensors["calibration"] = router.calibration.scores

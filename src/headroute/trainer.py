@@ -46,7 +46,7 @@ class HeadTrainer:
             raise ValueError(f"there is a group {name!r} already")
         checked = None if questions is None else self._checked_questions(questions)
         self._answers[name] = self._checked_answer(answer)
-        self._questions[name] = [] if checked is None else [checked]
+        self._questions[name] = [] if checked is None or len(checked) == 0 else [checked]
         return self
 
     def partial_fit(self, questions: npt.ArrayLike, groups: Sequence[str]) -> Self:
@@ -98,14 +98,14 @@ class HeadTrainer:
     def _checked_questions(self, values: npt.ArrayLike) -> Float32:
         rows = _validate.real_array(values, "questions")
         d = next((rows[0].shape[1] for rows in self._questions.values() if rows), None)
-        if rows.ndim != 2 or d not in (None, rows.shape[1]):
+        if rows.ndim != 2 or rows.shape[1] == 0 or d not in (None, rows.shape[1]):
             raise ValueError(
                 f"questions must have shape (n, {'d' if d is None else d}), got {rows.shape}"
             )
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             raise ValueError(f"question {finite.argmin()} has a NaN or infinity in it")
-        return _validate.float32_rows(rows)
+        return _validate.float32_training_rows(rows, "question")
 
     def _checked_answer(self, values: npt.ArrayLike) -> Float32:
         row = _validate.real_array(values, "answer")
@@ -116,7 +116,8 @@ class HeadTrainer:
             )
         if not np.isfinite(row).all():
             raise ValueError("the answer has a NaN or infinity in it")
-        return row.astype(np.float32)
+        result: Float32 = _validate.float32_training_rows(row[np.newaxis], "answer")[0]
+        return result
 
 
 def _sorted(rows: Float32) -> Float32:

@@ -5,6 +5,7 @@ its answer is that of its group. τ is the likeliest for questions that the head
 (leave_one_out.py).
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from headroute import _validate
+from headroute import _backends, _validate
 from headroute._questions import Questions, checked_questions, means, merge_twins, sums_of
 from headroute._validate import Float32
 from headroute.abstention import calibrate
@@ -45,7 +46,7 @@ class TrainingOptions(TypedDict, total=False):
     method: str
     heads_per_group: int | Literal["auto"]
     learn_answers: bool
-    random_state: int
+    random_state: int | None
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,22 @@ class Options:
     method: str = "learned"
     heads_per_group: int | Literal["auto"] = 1
     learn_answers: bool = False
-    random_state: int = 0
+    random_state: int | None = 0
 
 
 def checked_options(options: TrainingOptions) -> Options:
     """Raises TypeError and ValueError, with the value."""
     result = Options(**options)
-    if result.temperature != "auto":
+    # Not compared at once: an array would be, element by element.
+    if not (isinstance(result.temperature, str) and result.temperature == "auto"):
         _validate.temperature(result.temperature)
     _validate.one_of(result.method, "method", METHODS)
-    if result.heads_per_group != "auto":
-        _validate.at_least_1(result.heads_per_group, "heads_per_group")
-    return result
+    _validate.seed(result.random_state)
+    if isinstance(result.heads_per_group, str) and result.heads_per_group == "auto":
+        return result
+    # As an int that JSON holds.
+    number = _validate.at_least_1(result.heads_per_group, "heads_per_group")
+    return dataclasses.replace(result, heads_per_group=number)
 
 
 def train_heads(
@@ -95,16 +100,17 @@ def train_heads(
             scikit-learn.
         learn_answers: train the groups' answers too, as unit vectors, to be found among the given
             ones, when that helps questions held out. Not where groups share all their questions.
-        random_state: seed of what is random: k-means, and which questions are held out.
+        random_state: seed of what is random: k-means, and which questions are held out. None takes
+            another one every time.
         names: one a group; backend: as for `Router`.
         progress: a bar on stderr, if that is a terminal.
 
     What was chosen, and how, is in `router.training`; `router.predict` can abstain.
 
     Raises TypeError for wrong dtypes; ValueError for wrong shapes, fewer than two groups, a group
-    out of range or without questions, NaN and infinity, and unknown options. Warns when the same
-    question is in two groups, and when "auto" has nothing to go by, because no group has two
-    questions.
+    out of range, without questions or with questions that sum to zero, NaN, infinity and more than
+    float32 holds, and unknown options. Warns when the same question is in two groups, and when
+    "auto" has nothing to go by, because no group has two questions.
     """
     checked = checked_options(options)
     rows = _validate.real_array(answers, "answers")
@@ -112,6 +118,10 @@ def train_heads(
         raise ValueError(
             f"answers must be a (G, e) array with a row a group, got shape {rows.shape}"
         )
+    # What the router would refuse, before the time that training takes.
+    rows = _validate.float32_answers(_validate.answers(rows, len(rows)))
+    _validate.group_names(names, len(rows))
+    _backends.find(backend)
     training = checked_questions(questions, groups, len(rows))
     heads = fit_heads(training, checked, rows, progress=progress)
     if heads.record.shared_questions:
@@ -160,7 +170,7 @@ def fit_heads(
     questions: Questions, options: Options, answers: npt.ArrayLike, *, progress: bool = False
 ) -> FittedHeads:
     """Fit heads to checked questions of groups with answers (G, e), which are looked at only to be
-    learned; ValueError for fewer than two groups.
+    learned; ValueError for fewer than two groups, and for questions that sum to zero.
     """
     n_groups = len(questions.counts)
     if n_groups < 2:
@@ -176,6 +186,10 @@ def fit_heads(
         sums, curve = sums_and_curve(questions, heads, head_groups)
         likeliest = best_temperature(curve) if curve else DEFAULT_TEMPERATURE
 
+    empty = ~sums.sums.any(axis=1)
+    if empty.any():
+        group = (merged == head_groups[empty.argmax()]).argmax()
+        raise ValueError(f"the questions of group {group} sum to zero: its head has no direction")
     telling = questions.telling
 
     def left_out() -> Iterator[Cosines]:
@@ -200,11 +214,12 @@ def fit_heads(
         temperature, source = float(options.temperature), "given"
     elif not curve:
         source = "default"
-    calibration = calibrate(cosines, head_groups, temperature, estimated)
+    twins = len(questions.counts) < n_groups
+    calibration = calibrate(cosines, head_groups, temperature, estimated, twins=twins)
     values: Float32 | None = None
     values_freedom: float | None = None
     values_curve: Curve = ()
-    if options.learn_answers and curve and len(questions.counts) == n_groups:
+    if options.learn_answers and curve and not twins:
         weighted = weigh(cosines(), head_groups, temperature)
         found = learn_answers(_validate.float32_answers(np.asarray(answers)), weighted, rng)
         values_freedom, values_curve = found.freedom, found.freedom_curve

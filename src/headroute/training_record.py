@@ -20,7 +20,7 @@ class TrainingRecord:
     # say nothing of it.
     temperature_source: str
     # (τ, mean log-likelihood in nats of a question's group when the question is left out of its
-    # head), τ descending; () when τ was given.
+    # head), τ descending, also when τ was given; () when no question can be left out.
     temperature_curve: Curve
     # (freedom of the map from the mean centroids, mean log-likelihood in nats of held-out questions
     # at the best τ), and the freedom chosen: 0 for the mean centroids; (), None unless "learned".
