@@ -102,9 +102,9 @@ def train_heads(
     What was chosen, and how, is in `router.training`; `router.predict` can abstain.
 
     Raises TypeError for wrong dtypes; ValueError for wrong shapes, fewer than two groups, a group
-    out of range or without questions, NaN and infinity, and unknown options. Warns when the same
-    question is in two groups, and when "auto" has nothing to go by, because no group has two
-    questions.
+    out of range or without questions, questions of a head that sum to zero, NaN and infinity, and
+    unknown options. Warns when the same question is in two groups, and when "auto" has nothing to
+    go by, because no group has two questions.
     """
     checked = checked_options(options)
     rows = _validate.real_array(answers, "answers")
@@ -225,9 +225,15 @@ def fit_heads(
     # Groups that were merged have the same heads.
     first, end = (np.searchsorted(head_groups, merged, side) for side in ("left", "right"))
     chosen = np.concatenate([np.arange(*ends) for ends in zip(first, end, strict=True)])
+    centroids, groups = centroids[chosen], np.repeat(np.arange(n_groups), end - first)
+    zero = ~centroids.any(axis=1)
+    if zero.any():
+        raise ValueError(
+            f"questions of group {groups[zero.argmax()]} sum to zero: their head has no direction"
+        )
     return FittedHeads(
-        centroids[chosen],
-        np.repeat(np.arange(n_groups), end - first),
+        centroids,
+        groups,
         temperature,
         record,
         calibration and calibration.of_heads(chosen),
