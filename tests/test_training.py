@@ -84,3 +84,20 @@ def test_questions_find_their_group(backend, rng):
 def test_bad_answers(answers):
     with pytest.raises(ValueError, match=r"answers must be a \(G, e\) array with a row a group"):
         train_heads([[1, 2]], [0], answers)
+
+
+@pytest.mark.parametrize("heads_per_group", [2, 3, "auto"])
+def test_questions_of_zeros_have_no_head_of_their_own(heads_per_group, rng):
+    questions = np.eye(3, 6).repeat(12, axis=0) + 0.1 * rng.standard_normal((36, 6))
+    questions[:6] = 0
+    router = train_heads(questions, np.arange(36) // 12, np.eye(3), heads_per_group=heads_per_group)
+    assert router.centroids.any(axis=1).all()
+    np.testing.assert_array_equal(router.predict(questions[6:]).group, np.arange(6, 36) // 12)
+
+
+@pytest.mark.parametrize("method", ["centroid", "learned"])
+def test_a_group_that_sums_to_zero_is_named(method, rng):
+    questions = rng.standard_normal((12, 6))
+    questions[4:6] = -questions[6:8]
+    with pytest.raises(ValueError, match="questions of group 1 sum to zero"):
+        train_heads(questions, np.arange(12) // 4, np.eye(3), method=method)
