@@ -20,6 +20,7 @@ from headroute.sklearn import MultiHeadRouting
         MultiHeadRouting(),
         MultiHeadRouting(method="centroid", temperature=0.1),
         MultiHeadRouting(heads_per_group=2),
+        MultiHeadRouting(learn_answers=True),
     ]
 )
 def test_scikit_learns_own_checks(estimator, check):
@@ -206,6 +207,7 @@ def test_parameters_are_kept_as_they_are():
         "temperature": 0.2,
         "method": "learned",
         "heads_per_group": "auto",
+        "learn_answers": False,
         "random_state": state,
     }
     assert clone(estimator).temperature == 0.2

@@ -38,8 +38,8 @@ class MultiHeadRouting(
 ):
     """Heads for the classes of embedded questions.
 
-    Args: temperature, method, heads_per_group and random_state as for `headroute.train_heads`;
-        random_state may be anything that scikit-learn takes.
+    Args: temperature, method, heads_per_group, learn_answers and random_state as for
+        `headroute.train_heads`; random_state may be anything that scikit-learn takes.
 
     Attributes after `fit`:
         classes_: (G,) the labels, sorted.
@@ -65,11 +65,13 @@ class MultiHeadRouting(
         temperature: float | Literal["auto"] = "auto",
         method: str = "learned",
         heads_per_group: int | Literal["auto"] = 1,
+        learn_answers: bool = False,
         random_state: Any = 0,
     ) -> None:
         self.temperature = temperature
         self.method = method
         self.heads_per_group = heads_per_group
+        self.learn_answers = learn_answers
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, answers: npt.ArrayLike | None = None) -> Self:
@@ -142,6 +144,7 @@ class MultiHeadRouting(
             temperature=self.temperature,
             method=self.method,
             heads_per_group=self.heads_per_group,
+            learn_answers=self.learn_answers,
             random_state=int(check_random_state(self.random_state).randint(2**31 - 1)),
         )
         self.classes_ = classes
