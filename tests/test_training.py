@@ -340,3 +340,20 @@ def test_twins_alone(rng):
         router = train_heads(questions, np.repeat([0, 1], 3), np.eye(2))
     np.testing.assert_array_equal(*router.centroids)
     assert router.calibration is None
+
+
+@pytest.mark.parametrize("heads_per_group", [2, 3, "auto"])
+def test_questions_of_zeros_have_no_head_of_their_own(heads_per_group, rng):
+    questions = np.eye(3, 6).repeat(12, axis=0) + 0.1 * rng.standard_normal((36, 6))
+    questions[:6] = 0
+    router = train_heads(questions, np.arange(36) // 12, np.eye(3), heads_per_group=heads_per_group)
+    assert router.centroids.any(axis=1).all()
+    np.testing.assert_array_equal(router.predict(questions[6:]).group, np.arange(6, 36) // 12)
+
+
+@pytest.mark.parametrize("method", ["centroid", "learned"])
+def test_a_group_that_sums_to_zero_is_named(method, rng):
+    questions = rng.standard_normal((12, 6))
+    questions[4:6] = -questions[6:8]
+    with pytest.raises(ValueError, match="questions of group 1 sum to zero"):
+        train_heads(questions, np.arange(12) // 4, np.eye(3), method=method)

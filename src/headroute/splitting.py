@@ -27,8 +27,8 @@ def split_groups(
 ) -> tuple[Int64, Int64]:
     """Return the head of each question (n,), and the group of each head (K,), ascending.
 
-    A group has no more heads than different questions. `temperature` is the likeliest with one
-    head a group.
+    A group has no more heads than different questions that have a direction. `temperature` is the
+    likeliest with one head a group.
     """
     rows = unit(questions.rows.astype(np.float64)).astype(np.float32)
     if heads_per_group == "auto":
@@ -50,14 +50,19 @@ def members_of(groups: Int64, counts: Int64) -> list[Int64]:
 
 
 def cluster(rows: Float32, number: int, rng: np.random.Generator) -> Int64:
-    """Labels (n,) from 0 without gaps, at most `number` of them and one a different row."""
-    number = min(number, len(np.unique(rows, axis=0)))
-    if number == 1:
-        return np.zeros(len(rows), np.int64)
-    from sklearn.cluster import KMeans
+    """Labels (n,) from 0 without gaps, at most `number` of them and one a different row.
 
-    fitted = KMeans(number, n_init=4, random_state=int(rng.integers(2**31))).fit(rows)
-    labels: Int64 = np.unique(fitted.labels_, return_inverse=True)[1].astype(np.int64)
+    Rows of zeros, which have no direction, are of label 0: a head of their own would have none.
+    """
+    labels = np.zeros(len(rows), np.int64)
+    directed = rows.any(axis=1)
+    number = min(number, len(np.unique(rows[directed], axis=0)))
+    if number > 1:
+        from sklearn.cluster import KMeans
+
+        kmeans = KMeans(number, n_init=4, random_state=int(rng.integers(2**31)))
+        fitted = kmeans.fit(rows[directed])
+        labels[directed] = np.unique(fitted.labels_, return_inverse=True)[1]
     return labels
 
 
