@@ -117,3 +117,21 @@ def test_fresh_questions_are_refused_no_more_than_they_may(rng, monkeypatch, sco
         # A score that is many questions' refuses none of them.
         if (router.calibration.scores == router.calibration.threshold(alpha)).sum() == 1:
             assert refused >= alpha - 4 * deviation
+
+
+def test_learned_heads_are_calibrated_by_questions_held_out(rng):
+    """Compared with heads that learned from the others: their cosines are not the means'."""
+
+    def sample(n):
+        groups = np.arange(n) % 6
+        angles = groups[:, np.newaxis] * np.pi / 3
+        centres = np.hstack([np.cos(angles), np.sin(angles), np.zeros((n, 8))])
+        return centres + rng.standard_normal((n, 10)) * ([0.2] * 2 + [1.5] * 8), groups
+
+    m, fresh, alpha = 600, 6000, 0.2
+    router = train_heads(*sample(m), np.eye(6))
+    assert router.training.freedom > 0
+    refused = router.predict(sample(fresh)[0], abstain=alpha).abstained.mean()
+    # Four fifths of the questions make heads a little worse than all: a little fewer are refused.
+    deviation = np.sqrt(alpha * (1 - alpha) * (1 / m + 1 / fresh))
+    assert alpha - 5 * deviation <= refused <= alpha + 4 * deviation

@@ -238,7 +238,14 @@ def test_it_learns_where_there_is_something_to_learn(rng):
     routers = [train_heads(questions, groups, np.eye(6), method=m) for m in ("learned", "centroid")]
     learned, means = (likelihood(router, test, expected) for router in routers)
     gains = learned - means
-    assert routers[0].training.freedom > 0
+    record = routers[0].training
+    assert record.freedom > 0
+    # τ is the likeliest of what was chosen.
+    assert (
+        max(value for _, value in record.temperature_curve)
+        == dict(record.freedom_curve)[record.freedom]
+    )
+    assert routers[0].calibration.source == record.temperature_source == "cross-validation"
     assert gains.mean() > 4 * gains.std() / np.sqrt(len(gains))
 
 
