@@ -163,12 +163,15 @@ def test_a_class_that_sums_to_zero_is_refused(data):
 
 
 def test_rows_beyond_float32(data):
-    """Scaled by a power of two, a question keeps its direction."""
+    """As a router and train_heads have them: a query keeps its direction, a question is refused."""
     X, y = data
-    np.testing.assert_array_equal(
-        MultiHeadRouting().fit(X * 2.0**900, y).predict(X * 2.0**-900),
-        MultiHeadRouting().fit(X, y).predict(X),
-    )
+    fitted = MultiHeadRouting().fit(X, y)
+    np.testing.assert_array_equal(fitted.predict(X * 2.0**900), fitted.predict(X))
+    np.testing.assert_array_equal(fitted.predict(X * 2.0**-900), fitted.predict(X))
+    X[3, 1] = -1e200
+    with pytest.raises(ValueError, match=r"question 3 has 1e\+200 in it, more than float32 holds"):
+        fitted.partial_fit(X, y)
+    assert fitted.router_.training.questions == 60
 
 
 def test_in_a_pipeline(data, rng):

@@ -119,7 +119,7 @@ class MultiHeadRouting(
         """Copies of X as float32 (n, d), and of y, (n,), checked."""
         X, y = validate_data(self, X, y, reset=reset, dtype=[np.float64, np.float32])
         check_classification_targets(y)
-        return _validate.float32_rows(X), np.array(y)
+        return _validate.float32_training_rows(X, "question"), np.array(y)
 
     def _train(
         self, rows: Float32, labels: npt.NDArray[Any], answers: npt.ArrayLike | None
