@@ -276,7 +276,7 @@ def test_a_given_temperature_is_kept(rng):
     """And what it would have been is there to see."""
     router = train_heads(rng.standard_normal((9, 5)), np.arange(9) % 3, ANSWERS, temperature=0.33)
     assert (router.temperature, router.training.temperature_source) == (0.33, "given")
-    assert len(router.training.temperature_curve) == 22
+    assert len(router.training.temperature_curve) == 30
 
 
 def test_zero_questions(rng):

@@ -22,9 +22,9 @@ from headroute.training_record import Curve
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-# The temperatures of a curve: these, and each of them halved ten times.
+# The temperatures of a curve: these, and each of them halved fourteen times, to 1e-4.
 _TOP_TEMPERATURES = (2.0, math.sqrt(2))
-_HALVINGS = 10
+_HALVINGS = 14
 
 # Mean log-likelihood in nats above which nothing is left to gain.
 _PERFECT = -1e-3
