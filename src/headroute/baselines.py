@@ -21,7 +21,15 @@ import numpy.typing as npt
 
 from headroute._backends.reference import unit
 from headroute._questions import sums_of
-from headroute.evaluation import Float64, Int64, Scores, Task, checked_task, cosine_scores
+from headroute.evaluation import (
+    BLOCK_BYTES,
+    Float64,
+    Int64,
+    Scores,
+    Task,
+    checked_task,
+    cosine_scores,
+)
 
 _STRENGTHS = np.logspace(-3, 3, 13)  # of the ridge regression
 _CS = (1.0, 10.0, 100.0)
@@ -32,7 +40,15 @@ _QUESTIONS_FOR_C = 3_000
 
 def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict[str, Scores]:
     """The methods that learn from questions (t, d) and groups (t,), by name."""
-    training = checked_task(questions, groups, task.candidates, task.candidate_groups)
+    training = checked_task(
+        questions, groups, task.candidates, task.candidate_groups, "training questions"
+    )
+    width, expected = training.queries.shape[1], task.queries.shape[1]
+    if len(training.groups) == 0 or width != expected:
+        raise ValueError(
+            f"there must be training questions of {expected} columns like the queries, got shape "
+            f"{training.queries.shape}"
+        )
     present, numbers = np.unique(training.groups, return_inverse=True)
     column = np.searchsorted(present, task.candidate_groups)
     column[~np.isin(task.candidate_groups, present)] = len(present)
@@ -54,11 +70,18 @@ def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict
     order = np.argsort(numbers, kind="stable")
     starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
     by_group = rows[order].T
+    step = max(1, BLOCK_BYTES // (8 * len(rows)))
+
+    def nearest_question(part: slice) -> Float64:
+        some = queries[part]
+        blocks = (some[start : start + step] for start in range(0, len(some), step))
+        return np.concatenate(
+            [np.maximum.reduceat(block @ by_group, starts, axis=1) for block in blocks]
+        )
+
     methods = {
         "nearest centroid": of_groups(lambda part: queries[part] @ centroids),
-        "nearest question": of_groups(
-            lambda part: np.maximum.reduceat(queries[part] @ by_group, starts, axis=1)
-        ),
+        "nearest question": of_groups(nearest_question),
         "linear adapter": cosine_scores(
             linear_adapter(rows, training.groups, task)(queries), task.candidates
         ),
@@ -84,30 +107,39 @@ def logistic_regression(rows: Float64, groups: Int64) -> Any:
     linear_model = _library("sklearn.linear_model")
     selection = _library("sklearn.model_selection")
     model = linear_model.LogisticRegression(C=10.0, max_iter=1000)
-    if np.bincount(groups).min() >= _FOLDS:
-        part = np.random.default_rng(0).permutation(len(rows))[:_QUESTIONS_FOR_C]
-        if np.bincount(groups[part], minlength=groups.max() + 1).min() >= _FOLDS:
-            folds = selection.StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-            search = selection.GridSearchCV(model, {"C": _CS}, cv=folds, refit=False)
-            model.set_params(**search.fit(rows[part], groups[part]).best_params_)
+    part = np.random.default_rng(0).permutation(len(rows))[:_QUESTIONS_FOR_C]
+    # C is chosen on the groups that have a question for every fold.
+    enough = np.bincount(groups[part])[groups[part]] >= _FOLDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are many groups
+        if len(np.unique(groups[part][enough])) > 1:
+            folds = selection.StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+            search = selection.GridSearchCV(model, {"C": _CS}, cv=folds, refit=False)
+            model.set_params(**search.fit(rows[part][enough], groups[part][enough]).best_params_)
         return model.fit(rows, groups).predict_log_proba
 
 
-def bm25(queries: Sequence[str], candidates: Sequence[str]) -> Scores:
+def bm25(task: Task, queries: Sequence[str], candidates: Sequence[str]) -> Scores:
     """BM25 scores of candidates' texts for queries' texts, stemmed by nobody."""
+    n, m = len(task.groups), len(task.candidate_groups)
+    if (len(queries), len(candidates)) != (n, m):
+        raise ValueError(
+            f"every row needs one text: {n} queries and {len(queries)} texts, "
+            f"{m} candidates and {len(candidates)} texts"
+        )
     library = _library("bm25s")
     tokens = [
         library.tokenize(texts, show_progress=False, return_ids=False)
         for texts in (list(queries), list(candidates))
     ]
+    known = {word for words in tokens[1] for word in words}
     index = library.BM25()
-    index.index(tokens[1], show_progress=False)
+    if known:
+        index.index(tokens[1], show_progress=False)
 
     def scores(part: slice) -> Float64:
         rows = [
-            index.get_scores(words) if words else np.zeros(len(candidates))
+            index.get_scores(words) if known.intersection(words) else np.zeros(m)
             for words in tokens[0][part]
         ]
         return np.array(rows, dtype=np.float64)
