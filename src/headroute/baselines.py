@@ -12,7 +12,8 @@ A candidate whose group has no training question comes last. The libraries are i
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -25,11 +26,15 @@ from headroute.evaluation import (
     BLOCK_BYTES,
     Float64,
     Int64,
+    Method,
     Scores,
     Task,
     checked_task,
     cosine_scores,
 )
+
+# The scores (b, G) of groups 0..G-1 for unit queries (b, d).
+GroupScores = Callable[[Float64], Float64]
 
 _STRENGTHS = np.logspace(-3, 3, 13)  # of the ridge regression
 _CS = (1.0, 10.0, 100.0)
@@ -38,7 +43,7 @@ _FOLDS = 3
 _QUESTIONS_FOR_C = 3_000
 
 
-def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict[str, Scores]:
+def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict[str, Method]:
     """The methods that learn from questions (t, d) and groups (t,), by name."""
     training = checked_task(
         questions, groups, task.candidates, task.candidate_groups, "training questions"
@@ -55,41 +60,52 @@ def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict
     queries = unit(task.queries.astype(np.float64))
     rows = unit(training.queries.astype(np.float64))
 
-    def of_groups(scores: Scores) -> Scores:
-        """A candidate's score is its group's, of scores (b, G)."""
+    def of_groups(fit: Callable[[], GroupScores]) -> Method:
+        """A candidate's score is its group's."""
 
-        def all_candidates(part: slice) -> Float64:
-            by_group = scores(part)
-            last = np.full((len(by_group), 1), -np.inf)
-            result: Float64 = np.hstack([by_group, last])[:, column]
-            return result
+        def method() -> Scores:
+            scores = fit()
 
-        return all_candidates
+            def all_candidates(part: slice) -> Float64:
+                by_group = scores(queries[part])
+                last = np.full((len(by_group), 1), -np.inf)
+                result: Float64 = np.hstack([by_group, last])[:, column]
+                return result
 
-    centroids = unit(sums_of(training.queries, numbers, len(present))).T
-    order = np.argsort(numbers, kind="stable")
-    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-    by_group = rows[order].T
-    step = max(1, BLOCK_BYTES // (8 * len(rows)))
+            return all_candidates
 
-    def nearest_question(part: slice) -> Float64:
-        some = queries[part]
-        blocks = (some[start : start + step] for start in range(0, len(some), step))
-        return np.concatenate(
-            [np.maximum.reduceat(block @ by_group, starts, axis=1) for block in blocks]
-        )
+        return method
 
-    methods = {
-        "nearest centroid": of_groups(lambda part: queries[part] @ centroids),
-        "nearest question": of_groups(nearest_question),
-        "linear adapter": cosine_scores(
+    methods: dict[str, Method] = {
+        "nearest centroid": of_groups(partial(nearest_centroid, training.queries, numbers)),
+        "nearest question": of_groups(partial(nearest_question, rows, numbers)),
+        "linear adapter": lambda: cosine_scores(
             linear_adapter(rows, training.groups, task)(queries), task.candidates
         ),
     }
     if len(present) > 1:
-        probabilities = logistic_regression(rows, numbers)
-        methods["logistic regression"] = of_groups(lambda part: probabilities(queries[part]))
+        methods["logistic regression"] = of_groups(partial(logistic_regression, rows, numbers))
     return methods
+
+
+def nearest_centroid(questions: npt.NDArray[Any], groups: Int64) -> GroupScores:
+    centroids = unit(sums_of(questions, groups, groups.max() + 1)).T
+    return lambda queries: queries @ centroids
+
+
+def nearest_question(rows: Float64, groups: Int64) -> GroupScores:
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    by_group = rows[order].T
+    step = max(1, BLOCK_BYTES // (8 * len(rows)))
+
+    def scores(queries: Float64) -> Float64:
+        blocks = (queries[start : start + step] for start in range(0, len(queries), step))
+        return np.concatenate(
+            [np.maximum.reduceat(block @ by_group, starts, axis=1) for block in blocks]
+        )
+
+    return scores
 
 
 def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
@@ -103,7 +119,7 @@ def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
 
 
 def logistic_regression(rows: Float64, groups: Int64) -> Any:
-    """Maps unit queries (n, d) to log-probabilities (n, G) of groups 0..G-1."""
+    """The scores are log-probabilities."""
     linear_model = _library("sklearn.linear_model")
     selection = _library("sklearn.model_selection")
     model = linear_model.LogisticRegression(C=10.0, max_iter=1000)

@@ -12,6 +12,7 @@ Pure functions on arrays. What the methods are is baselines.py's.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from headroute import _validate
 from headroute._backends.reference import unit
+from headroute.progress import progress_bar
 from headroute.router import Router
 
 Float64 = npt.NDArray[np.float64]
@@ -26,6 +28,8 @@ Int64 = npt.NDArray[np.int64]
 
 # The scores (b, m) of all candidates for the queries of a slice.
 Scores = Callable[[slice], Float64]
+# Fits a method.
+Method = Callable[[], Scores]
 
 DEPTH = 10
 CUTOFFS = (1, 5, 10)
@@ -165,24 +169,32 @@ def rank_by_all(
     training: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
     temperatures: Sequence[float] = (),
+    *,
+    progress: bool = False,
 ) -> dict[str, Ranking]:
     """A ranking a method, routing first."""
     from headroute import baselines
 
+    def routing(tau: float) -> Scores:
+        return cosine_scores(router.project(task.queries, temperature=tau), task.candidates)
+
     several = len(temperatures) > 1
-    methods: dict[str, Scores] = {
-        f"{ROUTING}, τ = {tau:g}" if several else ROUTING: cosine_scores(
-            router.project(task.queries, temperature=tau), task.candidates
-        )
+    methods: dict[str, Method] = {
+        f"{ROUTING}, τ = {tau:g}" if several else ROUTING: partial(routing, tau)
         for tau in temperatures or [router.temperature]
     }
     if router.query_dim == router.answer_dim:
-        methods[DIRECT] = cosine_scores(task.queries, task.candidates)
+        methods[DIRECT] = partial(cosine_scores, task.queries, task.candidates)
     if training is not None:
         methods |= baselines.trained(task, *training)
     if texts is not None:
-        methods["BM25"] = baselines.bm25(task, *texts)
-    return {name: rank(scores, task) for name, scores in methods.items()}
+        methods["BM25"] = partial(baselines.bm25, task, *texts)
+    rankings = {}
+    with progress_bar(len(methods), "Comparing", "method", shown=progress) as bar:
+        for name, method in methods.items():
+            rankings[name] = rank(method(), task)
+            bar.update()
+    return rankings
 
 
 def cosine_scores(queries: npt.NDArray[Any], candidates: npt.NDArray[Any]) -> Scores:

@@ -217,7 +217,7 @@ def measure(
     if training is not None and training.texts and questions.test_set:
         others = training.vectors, groups_of(training, answers)
     texts = (questions.texts, answers.texts) if others else None
-    rankings = rank_by_all(router, task, others, texts, temperatures)
+    rankings = rank_by_all(router, task, others, texts, temperatures, progress=True)
     evaluation = conclude(rankings, groups, len(answers.vectors))
     return report_of(evaluation, questions, answers, model, temperatures or [router.temperature])
 
