@@ -12,7 +12,8 @@ A candidate whose group has no training question comes last. The libraries are i
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,19 @@ import numpy.typing as npt
 
 from headroute._backends.reference import unit
 from headroute._questions import sums_of
-from headroute.evaluation import Float64, Int64, Scores, Task, checked_task, cosine_scores
+from headroute.evaluation import (
+    BLOCK_BYTES,
+    Float64,
+    Int64,
+    Method,
+    Scores,
+    Task,
+    checked_task,
+    cosine_scores,
+)
+
+# The scores (b, G) of groups 0..G-1 for unit queries (b, d).
+GroupScores = Callable[[Float64], Float64]
 
 _STRENGTHS = np.logspace(-3, 3, 13)  # of the ridge regression
 _CS = (1.0, 10.0, 100.0)
@@ -30,43 +43,69 @@ _FOLDS = 3
 _QUESTIONS_FOR_C = 3_000
 
 
-def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict[str, Scores]:
+def trained(task: Task, questions: npt.ArrayLike, groups: npt.ArrayLike) -> dict[str, Method]:
     """The methods that learn from questions (t, d) and groups (t,), by name."""
-    training = checked_task(questions, groups, task.candidates, task.candidate_groups)
+    training = checked_task(
+        questions, groups, task.candidates, task.candidate_groups, "training questions"
+    )
+    width, expected = training.queries.shape[1], task.queries.shape[1]
+    if len(training.groups) == 0 or width != expected:
+        raise ValueError(
+            f"there must be training questions of {expected} columns like the queries, got shape "
+            f"{training.queries.shape}"
+        )
     present, numbers = np.unique(training.groups, return_inverse=True)
     column = np.searchsorted(present, task.candidate_groups)
     column[~np.isin(task.candidate_groups, present)] = len(present)
     queries = unit(task.queries.astype(np.float64))
     rows = unit(training.queries.astype(np.float64))
 
-    def of_groups(scores: Scores) -> Scores:
-        """A candidate's score is its group's, of scores (b, G)."""
+    def of_groups(fit: Callable[[], GroupScores]) -> Method:
+        """A candidate's score is its group's."""
 
-        def all_candidates(part: slice) -> Float64:
-            by_group = scores(part)
-            last = np.full((len(by_group), 1), -np.inf)
-            result: Float64 = np.hstack([by_group, last])[:, column]
-            return result
+        def method() -> Scores:
+            scores = fit()
 
-        return all_candidates
+            def all_candidates(part: slice) -> Float64:
+                by_group = scores(queries[part])
+                last = np.full((len(by_group), 1), -np.inf)
+                result: Float64 = np.hstack([by_group, last])[:, column]
+                return result
 
-    centroids = unit(sums_of(training.queries, numbers, len(present))).T
-    order = np.argsort(numbers, kind="stable")
-    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-    by_group = rows[order].T
-    methods = {
-        "nearest centroid": of_groups(lambda part: queries[part] @ centroids),
-        "nearest question": of_groups(
-            lambda part: np.maximum.reduceat(queries[part] @ by_group, starts, axis=1)
-        ),
-        "linear adapter": cosine_scores(
+            return all_candidates
+
+        return method
+
+    methods: dict[str, Method] = {
+        "nearest centroid": of_groups(partial(nearest_centroid, training.queries, numbers)),
+        "nearest question": of_groups(partial(nearest_question, rows, numbers)),
+        "linear adapter": lambda: cosine_scores(
             linear_adapter(rows, training.groups, task)(queries), task.candidates
         ),
     }
     if len(present) > 1:
-        probabilities = logistic_regression(rows, numbers)
-        methods["logistic regression"] = of_groups(lambda part: probabilities(queries[part]))
+        methods["logistic regression"] = of_groups(partial(logistic_regression, rows, numbers))
     return methods
+
+
+def nearest_centroid(questions: npt.NDArray[Any], groups: Int64) -> GroupScores:
+    centroids = unit(sums_of(questions, groups, groups.max() + 1)).T
+    return lambda queries: queries @ centroids
+
+
+def nearest_question(rows: Float64, groups: Int64) -> GroupScores:
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    by_group = rows[order].T
+    step = max(1, BLOCK_BYTES // (8 * len(rows)))
+
+    def scores(queries: Float64) -> Float64:
+        blocks = (queries[start : start + step] for start in range(0, len(queries), step))
+        return np.concatenate(
+            [np.maximum.reduceat(block @ by_group, starts, axis=1) for block in blocks]
+        )
+
+    return scores
 
 
 def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
@@ -80,34 +119,43 @@ def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
 
 
 def logistic_regression(rows: Float64, groups: Int64) -> Any:
-    """Maps unit queries (n, d) to log-probabilities (n, G) of groups 0..G-1."""
+    """The scores are log-probabilities."""
     linear_model = _library("sklearn.linear_model")
     selection = _library("sklearn.model_selection")
     model = linear_model.LogisticRegression(C=10.0, max_iter=1000)
-    if np.bincount(groups).min() >= _FOLDS:
-        part = np.random.default_rng(0).permutation(len(rows))[:_QUESTIONS_FOR_C]
-        if np.bincount(groups[part], minlength=groups.max() + 1).min() >= _FOLDS:
-            folds = selection.StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-            search = selection.GridSearchCV(model, {"C": _CS}, cv=folds, refit=False)
-            model.set_params(**search.fit(rows[part], groups[part]).best_params_)
+    part = np.random.default_rng(0).permutation(len(rows))[:_QUESTIONS_FOR_C]
+    # C is chosen on the groups that have a question for every fold.
+    enough = np.bincount(groups[part])[groups[part]] >= _FOLDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are many groups
+        if len(np.unique(groups[part][enough])) > 1:
+            folds = selection.StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+            search = selection.GridSearchCV(model, {"C": _CS}, cv=folds, refit=False)
+            model.set_params(**search.fit(rows[part][enough], groups[part][enough]).best_params_)
         return model.fit(rows, groups).predict_log_proba
 
 
-def bm25(queries: Sequence[str], candidates: Sequence[str]) -> Scores:
+def bm25(task: Task, queries: Sequence[str], candidates: Sequence[str]) -> Scores:
     """BM25 scores of candidates' texts for queries' texts, stemmed by nobody."""
+    n, m = len(task.groups), len(task.candidate_groups)
+    if (len(queries), len(candidates)) != (n, m):
+        raise ValueError(
+            f"every row needs one text: {n} queries and {len(queries)} texts, "
+            f"{m} candidates and {len(candidates)} texts"
+        )
     library = _library("bm25s")
     tokens = [
         library.tokenize(texts, show_progress=False, return_ids=False)
         for texts in (list(queries), list(candidates))
     ]
+    known = {word for words in tokens[1] for word in words}
     index = library.BM25()
-    index.index(tokens[1], show_progress=False)
+    if known:
+        index.index(tokens[1], show_progress=False)
 
     def scores(part: slice) -> Float64:
         rows = [
-            index.get_scores(words) if words else np.zeros(len(candidates))
+            index.get_scores(words) if known.intersection(words) else np.zeros(m)
             for words in tokens[0][part]
         ]
         return np.array(rows, dtype=np.float64)

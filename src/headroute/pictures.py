@@ -22,9 +22,11 @@ from headroute.validation import (
     ValidationReport,
     all_answers,
     embed_test_set,
+    groups_of,
     numbers,
     read_test_set,
     training_questions,
+    unseen,
     validate,
 )
 from headroute.validation_text import comparison_text, verdict_text, worst_text
@@ -61,18 +63,17 @@ def read_subject(path: Path, model: str | None, name: str | None, test_set: Path
     """Raises what `validate` raises."""
     with Database.open(path, read_only=True) as db:
         heads = stored_heads(db, model, name)
+        questions = training_questions(db, heads.model, heads.cluster_ids)
         if test_set:
             pairs = read_test_set(db, heads.model, test_set)
-            questions = embed_test_set(heads.model, pairs, test_set)
-        else:
-            questions = training_questions(db, heads.model, heads.cluster_ids)
+            questions = unseen(embed_test_set(heads.model, pairs, test_set), questions)
         return Subject(router_of(heads), questions, all_answers(db, heads.model))
 
 
 def draw_temperature(subject: Subject) -> Any:
     """Recall@1 and likelihood over τ."""
     router, questions, answers = subject.router, subject.questions, subject.answers
-    groups = numbers(questions.cluster_names, answers.names)
+    groups = groups_of(questions, answers)
     task = Task(questions.vectors, groups, answers.vectors, answers.groups)
 
     def recall(tau: float) -> float:

@@ -31,6 +31,7 @@ from headroute.validation import (
     measure,
     read_test_set,
     training_questions,
+    unseen,
 )
 
 Float32 = npt.NDArray[np.float32]
@@ -98,9 +99,9 @@ def train(
     held-out questions of `test_set`, or without it on the training questions. The options are
     `train_heads`'.
 
-    Raises DatabaseError, QAFileError, EncoderError, ValueError for bad options and for a single
-    cluster, and, when no cluster has both questions and answers, NoHeadsError; the database is
-    unchanged then.
+    Raises DatabaseError, QAFileError, EncoderError, ValueError for bad options, for a single
+    cluster and for a test set of training questions, and, when no cluster has both questions and
+    answers, NoHeadsError; the database is unchanged then.
     """
     name = name or f"multi_head_{model}"
     checked = checked_options(options)
@@ -119,7 +120,9 @@ def train(
             embedded = new.store()
             validation = None
             if held_out or validate:
-                questions = held_out or training_questions(db, model, heads.data.cluster_ids)
+                questions = training_questions(db, model, heads.data.cluster_ids)
+                if held_out:
+                    questions = unseen(held_out, questions)
                 validation = measure(db, model, heads.router, questions)
             projection_id, stored = store(db, model, name, heads, validation)
     return TrainReport(

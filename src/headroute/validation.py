@@ -4,7 +4,6 @@ An answer counts as right for a question when its cluster has the name of the qu
 databases exist in which one cluster was imported twice. The measuring itself is evaluation.py's.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,9 @@ class ValidationReport:
     test_set: str | None  # the file of held-out questions
     folds: int | None  # of a cross-validation; neither: these are the training questions
     questions: int
-    left_out: int  # of a cross-validation: questions whose cluster had none left to train on
+    # Questions without a fair test: of a test set those that the heads were trained on, of a
+    # cross-validation those whose cluster had none left to train on.
+    left_out: int
     answers: int
     model: str
     temperatures: list[float]
@@ -86,6 +87,7 @@ class Questions:
     cluster_names: list[str]  # n
     texts: list[str]  # n
     test_set: str | None  # the file they came from; None: the training questions
+    left_out: int = 0  # others, see ValidationReport
 
 
 class Answers(NamedTuple):
@@ -111,8 +113,9 @@ def validate(
     On the questions of `test_set`; or by cross-validation, with heads trained anew in every fold;
     or on the training questions.
 
-    Raises DatabaseError, QAFileError, EncoderError, ValueError for fewer than two folds, and,
-    without heads, NoHeadsError.
+    Raises DatabaseError, QAFileError, EncoderError, and, without heads, NoHeadsError; ValueError
+    for a number of folds that cannot be, for no question that can be held out, and for a cluster
+    whose answers have no embeddings.
     """
     with Database.open(path, read_only=True) as db:
         heads = stored_heads(db, model, name)
@@ -123,7 +126,7 @@ def validate(
         questions = training
         if test_set:
             pairs = read_test_set(db, heads.model, test_set)
-            questions = embed_test_set(heads.model, pairs, test_set)
+            questions = unseen(embed_test_set(heads.model, pairs, test_set), training)
         return measure(db, heads.model, router, questions, temperatures, training)
 
 
@@ -144,6 +147,31 @@ def read_test_set(db: Database, model: str, path: Path) -> list[tuple[str, str]]
 def embed_test_set(model: str, pairs: Sequence[tuple[str, str]], path: Path) -> Questions:
     texts = [text for text, _ in pairs]
     return Questions(embed(model, "question", texts), [name for _, name in pairs], texts, str(path))
+
+
+def unseen(questions: Questions, training: Questions) -> Questions:
+    """Leave out the questions that are training questions; ValueError when all of them are."""
+    known = len(training.texts)
+    if known == 0:
+        return questions
+    numbers_of = same_questions(
+        training.texts + questions.texts, np.concatenate([training.vectors, questions.vectors])
+    )
+    kept = np.flatnonzero(~np.isin(numbers_of[known:], numbers_of[:known]))
+    if len(kept) == 0:
+        raise ValueError(f"{questions.test_set}: the heads were trained on all of these questions")
+    return some_of(questions, kept)
+
+
+def some_of(questions: Questions, rows: Int64) -> Questions:
+    """Only these; the others are left out."""
+    return Questions(
+        questions.vectors[rows],
+        [questions.cluster_names[row] for row in rows],
+        [questions.texts[row] for row in rows],
+        questions.test_set,
+        len(questions.texts) - len(rows),
+    )
 
 
 def training_questions(db: Database, model: str, cluster_ids: Sequence[int]) -> Questions:
@@ -183,13 +211,13 @@ def measure(
     direct similarity.
     """
     answers = all_answers(db, model)
-    groups = numbers(questions.cluster_names, answers.names)
+    groups = groups_of(questions, answers)
     task = Task(questions.vectors, groups, answers.vectors, answers.groups)
     others = None
-    if training is not None and questions.test_set:
-        others = training.vectors, numbers(training.cluster_names, answers.names)
+    if training is not None and training.texts and questions.test_set:
+        others = training.vectors, groups_of(training, answers)
     texts = (questions.texts, answers.texts) if others else None
-    rankings = rank_by_all(router, task, others, texts, temperatures)
+    rankings = rank_by_all(router, task, others, texts, temperatures, progress=True)
     evaluation = conclude(rankings, groups, len(answers.vectors))
     return report_of(evaluation, questions, answers, model, temperatures or [router.temperature])
 
@@ -197,6 +225,19 @@ def measure(
 def numbers(names: Sequence[str], known: Sequence[str]) -> Int64:
     number_of = {name: number for number, name in enumerate(known)}
     return np.array([number_of[name] for name in names], dtype=np.int64)
+
+
+def groups_of(questions: Questions, answers: Answers) -> Int64:
+    """Groups (n,) of questions; ValueError for a cluster of which no answer is embedded."""
+    groups = numbers(questions.cluster_names, answers.names)
+    missing = ~np.isin(groups, answers.groups)
+    if missing.any():
+        name = questions.cluster_names[missing.argmax()]
+        raise ValueError(
+            f"no answer of the cluster {name!r} has an embedding: train again, the database has "
+            "changed since"
+        )
+    return groups
 
 
 def cross_validate(
@@ -209,7 +250,7 @@ def cross_validate(
 ) -> ValidationReport:
     """Hold out every question once, and train heads as the router's were trained on the others."""
     answers = all_answers(db, model)
-    groups = numbers(questions.cluster_names, answers.names)
+    groups = groups_of(questions, answers)
     directions = answer_directions(answers)
     training = router.training
     options = Options(method="centroid", temperature=router.temperature)
@@ -225,34 +266,31 @@ def cross_validate(
         for train, test in split(questions, groups, folds):
             present, own = np.unique(groups[train], return_inverse=True)
             kept = test[np.isin(groups[test], present)]
-            fitted = fit_heads(
-                questions_of(questions.vectors[train], own, len(present)),
-                options,
-                directions[present],
-            )
             task = Task(questions.vectors[kept], groups[kept], answers.vectors, answers.groups)
-            parts.append(
-                rank_by_all(
-                    fitted.router(directions[present], None),
-                    task,
-                    (questions.vectors[train], groups[train]),
-                    ([questions.texts[row] for row in kept], answers.texts),
-                    temperatures,
+            if len(kept):
+                fitted = fit_heads(
+                    questions_of(questions.vectors[train], own, len(present)),
+                    options,
+                    directions[present],
                 )
-            )
-            rows.append(kept)
+                parts.append(
+                    rank_by_all(
+                        fitted.router(directions[present], None),
+                        task,
+                        (questions.vectors[train], groups[train]),
+                        ([questions.texts[row] for row in kept], answers.texts),
+                        temperatures,
+                    )
+                )
+                rows.append(kept)
             bar.update()
+    if not rows:
+        raise ValueError("no cluster has two different questions, one to train on and one to test")
     order = np.concatenate(rows)
     evaluation = conclude(concatenate(parts), groups[order], len(answers.vectors))
-    tested = Questions(
-        questions.vectors[order],
-        [questions.cluster_names[row] for row in order],
-        [questions.texts[row] for row in order],
-        None,
-    )
-    left_out = len(groups) - len(order)
+    tested = some_of(questions, order)
     return report_of(
-        evaluation, tested, answers, model, temperatures or [router.temperature], folds, left_out
+        evaluation, tested, answers, model, temperatures or [router.temperature], folds
     )
 
 
@@ -264,33 +302,43 @@ def answer_directions(answers: Answers) -> Float32:
 
 
 def split(questions: Questions, groups: Int64, folds: int) -> Iterator[tuple[Int64, Int64]]:
-    """Rows to train on and to test on, each group spread over the folds; the same question, by its
-    text but for case and spaces or by its vector, is never on both sides.
+    """Rows to train on and to test on, each group spread over the folds; the same question is never
+    on both sides.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    same = same_questions(questions.texts, questions.vectors)
+    firsts = np.unique(same, return_index=True)[1]
+    if not 2 <= folds <= len(firsts):
+        raise ValueError(
+            f"there must be at least 2 folds and at most one a different question, "
+            f"{len(firsts)}, got {folds}"
+        )
+    # Dealt like cards, group after group, so that a group of a few questions is spread too.
+    shuffled = np.random.default_rng(0).permutation(len(firsts))
+    by_group = shuffled[np.argsort(groups[firsts][shuffled], kind="stable")]
+    fold_of = np.empty(len(firsts), np.int64)
+    fold_of[by_group] = np.arange(len(firsts)) % folds
+    for fold in range(folds):
+        held_out = fold_of[same] == fold
+        yield np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
-    if not 2 <= folds <= len(groups):
-        raise ValueError(f"there must be 2 to {len(groups)} folds, one a question, got {folds}")
-    plain = [" ".join(text.casefold().split()) for text in questions.texts]
-    same_text = np.unique(plain, return_inverse=True)[1]
-    same = connected(same_text, vector_numbers(questions.vectors))
-    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # groups of fewer questions than folds
-        yield from folder.split(groups, groups, same)
 
-
-def connected(one: Int64, other: Int64) -> Int64:
-    """(n,) the same number for rows that have a number in common in either, or by way of others."""
+def same_questions(texts: Sequence[str], vectors: Float32) -> Int64:
+    """(n,) the same number, from 0, for the same question: the same text but for case and spaces,
+    or the same vector, or by way of others.
+    """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    n = len(one)
-    rows = np.tile(np.arange(n), 2)
-    columns = np.concatenate([one, other + one.max() + 1])
-    has = csr_array((np.ones(2 * n), (rows, columns)))
-    labels: Int64 = connected_components(has @ has.T, directed=False)[1].astype(np.int64)
-    return labels
+    plain = [" ".join(text.casefold().split()) for text in texts]
+    by_text = np.unique(plain, return_inverse=True)[1]
+    by_vector = vector_numbers(vectors)
+    # A graph of texts and vectors, in which a question is an edge.
+    n_texts = by_text.max() + 1
+    n = n_texts + by_vector.max() + 1
+    graph = csr_array((np.ones(len(plain)), (by_text, n_texts + by_vector)), shape=(n, n))
+    labels = connected_components(graph, directed=False)[1][by_text]
+    numbers: Int64 = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    return numbers
 
 
 def report_of(
@@ -300,7 +348,6 @@ def report_of(
     model: str,
     temperatures: Sequence[float],
     folds: int | None = None,
-    left_out: int = 0,
 ) -> ValidationReport:
     routing: Ranking = next(
         ranking for name, ranking in evaluation.rankings.items() if name.startswith(ROUTING)
@@ -310,7 +357,7 @@ def report_of(
         test_set=questions.test_set,
         folds=folds,
         questions=evaluation.queries,
-        left_out=left_out,
+        left_out=questions.left_out,
         answers=evaluation.candidates,
         model=model,
         temperatures=list(temperatures),

@@ -1,12 +1,12 @@
 """A validation as text: the table of methods, what went wrong, and the verdict in the last line.
 
-"Recall@k" here is the share of questions with an answer of theirs among the first k, what
-sentence-transformers calls accuracy@k.
+Recall@k is sentence-transformers' cosine_accuracy@k: the share of questions with an answer of
+theirs among the first k. MRR@10 is cosine_mrr@10, NDCG@10 is cosine_ndcg@10.
 """
 
 import textwrap
 
-from headroute.evaluation import DIRECT, Difference
+from headroute.evaluation import DIRECT, FEWEST_QUERIES
 from headroute.text import TEXT_WIDTH, count
 from headroute.validation import ValidationReport
 from headroute.visualize import printable, shorten
@@ -24,6 +24,8 @@ def validation_text(report: ValidationReport) -> str:
     parts = [comparison_text(report)]
     if report.worst_questions:
         parts.append(worst_text(report))
+    if report.verdict is not None:
+        parts.append(interval_text(report))
     parts.append(verdict_text(report))
     return "\n\n".join(parts)
 
@@ -34,14 +36,15 @@ def comparison_text(report: ValidationReport) -> str:
     if report.test_set:
         questions = count(report.questions, "held-out question")
         title = f"Validated on {questions} of {report.test_set},\n{answers}:"
+        if report.left_out:
+            n = count(report.left_out, "other question")
+            title += f"\n{n} left out, which the heads were trained on"
     elif report.folds:
         questions = count(report.questions, "question")
         title = f"Validated on {questions}, held out in {report.folds} parts, {answers}:"
         if report.left_out:
-            title += (
-                f"\n{count(report.left_out, 'question')} left out, whose cluster had no other to "
-                "train on"
-            )
+            n = count(report.left_out, "question")
+            title += f"\n{n} left out, whose cluster had no other to train on"
     else:
         questions = count(report.questions, "training question")
         title = (
@@ -76,7 +79,12 @@ def cell(column: str, value: float) -> str:
 
 
 def difference_cell(column: str, value: float) -> str:
-    return f"{100 * value:+.1f} points" if column.startswith("Recall") else f"{value:+.3f}"
+    return f"{points(value)} points" if column.startswith("Recall") else f"{value:+.3f}"
+
+
+def points(share: float) -> str:
+    """In hundredths; the same share prints the same however it was rounded to float64."""
+    return f"{round(100 * share, 9):+.1f}"
 
 
 def worst_text(report: ValidationReport) -> str:
@@ -94,17 +102,27 @@ def worst_text(report: ValidationReport) -> str:
     return "\n".join(lines)
 
 
+def interval_text(report: ValidationReport) -> str:
+    """What stands above the verdict: the difference in MRR@10, and which routing is judged."""
+    assert report.mrr_difference is not None
+    mrr = report.mrr_difference
+    line = f"MRR@10: {mrr.mean:+.3f} over direct, 95 %: {mrr.low:+.3f} to {mrr.high:+.3f}"
+    if len(report.temperatures) > 1:
+        line += f"\nJudged is the first temperature, τ = {report.temperatures[0]:g}."
+    return line
+
+
 def verdict_text(report: ValidationReport) -> str:
     """One line: whether routing helps, and by how much."""
     if not report.held_out:
         return "no verdict: the heads have seen these questions"
     if report.verdict is None or report.accuracy_difference is None:
         return "no verdict: questions and answers are of different dimensions"
-    return f"{report.verdict}: {interval_text(report.accuracy_difference)}"
-
-
-def interval_text(difference: Difference) -> str:
+    if report.questions < FEWEST_QUERIES:
+        enough = f"a verdict takes {FEWEST_QUERIES} questions at least"
+        return f"{report.verdict}: {enough}, got {report.questions}"
+    difference = report.accuracy_difference
     return (
-        f"{100 * difference.mean:+.1f} points of Recall@1 over direct, "
-        f"95 %: {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+        f"{report.verdict}: {points(difference.mean)} points of Recall@1 over direct, "
+        f"95 %: {points(difference.low)} to {points(difference.high)}"
     )
