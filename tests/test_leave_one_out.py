@@ -20,7 +20,7 @@ EPS = 2.0**-52
 
 ONE_HEAD_EACH = [0, 1, 2, 3]
 SEVERAL_HEADS = [0, 0, 1, 1, 1, 2, 3]
-TAUS = [top / 2**halving for halving in range(11) for top in (2.0, math.sqrt(2))]
+TAUS = [top / 2**halving for halving in range(15) for top in (2.0, math.sqrt(2))]
 
 
 @pytest.fixture(params=[ONE_HEAD_EACH, SEVERAL_HEADS], ids=["one head", "several heads"])
@@ -95,9 +95,9 @@ def test_likelihood(problem):
         own = np.where(inside[told], logits, -np.inf)
         logs = np.logaddexp.reduce(own, axis=1) - np.logaddexp.reduce(logits, axis=1)
         expected = np.maximum(logs, np.log(1e-300)).mean()
-        # A squaring doubles the relative error and adds an eps: 2**11 eps after ten. The cosines'
-        # own error is up to 100 eps here, over τ >= 2**-10 √2.
-        assert value == pytest.approx(expected, rel=0, abs=2 * (2**11 + 100 * 2**10) * EPS)
+        # A squaring doubles the relative error and adds an eps: 2**15 eps after fourteen. The
+        # cosines' own error is up to 100 eps here, over τ >= 2**-14 √2.
+        assert value == pytest.approx(expected, rel=0, abs=2 * (2**15 + 100 * 2**14) * EPS)
 
 
 def test_lone_questions_are_passed_over(problem):
@@ -149,7 +149,7 @@ def test_edges():
     rising = [(t, -1 + 0.01 * math.log(t)) for t in TAUS]
     falling = [(t, -1 - 0.01 * math.log(t)) for t in TAUS]
     assert best_temperature(rising) == 2
-    assert best_temperature(falling) == float(f"{math.sqrt(2) / 2**10:.3g}")
+    assert best_temperature(falling) == float(f"{TAUS[-1]:.3g}")
 
 
 def test_where_all_is_perfect_the_highest_is_taken():
