@@ -117,7 +117,23 @@ def test_the_same_vector_is_the_same_question():
     assert (kept.texts, kept.cluster_names, kept.left_out) == (["two"], ["b"], 1)
     np.testing.assert_array_equal(kept.vectors, [[3, 4]])
     none = Questions(np.empty((0, 2), np.float32), [], [], None)
-    assert unseen(held_out, none) is held_out
+    assert unseen(held_out, none).texts == ["one?", "two"]
+
+
+def test_repeats_are_no_evidence(path, tmp_path):
+    """A question counts once in a cluster, in another cluster again; training has them all."""
+    test = test_file(
+        tmp_path, ("alpha new", "alpha"), ("Alpha  new", "alpha"), ("alpha new", "beta")
+    )
+    report = validation.validate(path, test_set=test)
+    assert (report.questions, report.repeated, report.left_out) == (2, 1, 0)
+    assert "1 repeat of a question in its cluster not counted" in comparison_text(report)
+    clusters = [
+        cluster(w, [f"{w} {i}" for i in (1, 2, 3)] + [f"{w}  {i}" for i in (1, 2)], [f"to {w}"])
+        for w in WORDS
+    ]
+    report = validation.validate(trained_on(clusters, tmp_path), folds=3)
+    assert (report.questions, report.repeated, report.left_out) == (12, 8, 0)
 
 
 def test_answers_that_changed_after_the_training(path, tmp_path):
@@ -147,7 +163,7 @@ def test_clusters_of_fewer_questions_than_folds(path, tmp_path, folds):
         cluster("same", ["same a", "Same a", "same  A"], ["for the same"]),
     ]
     report = validation.validate(trained_on(few, tmp_path), folds=folds)
-    assert (report.questions, report.left_out) == (8, 4)
+    assert (report.questions, report.repeated, report.left_out) == (8, 2, 2)
     assert report.figures["routing"]["cosine_accuracy@1"] == 1
 
 
@@ -240,19 +256,15 @@ def test_training_questions_get_no_verdict(path):
     assert validation_text(report).splitlines()[-1].startswith("no verdict: ")
 
 
-def questions(texts, vectors):
-    return Questions(np.asarray(vectors, np.float32), ["a"] * len(texts), texts, None)
-
-
 def test_the_same_question_is_never_on_both_sides(rng):
     """Same but for case and spaces, the same vector, and one through the other."""
     texts = [f"question {i}" for i in range(40)]
     texts[1], texts[2] = "Question  0", "QUESTION 0 "
-    vectors = rng.standard_normal((40, 3))
+    vectors = rng.standard_normal((40, 3)).astype(np.float32)
     vectors[3] = vectors[2]
     groups = np.arange(40) % 4
     seen = []
-    for train, test in split(questions(texts, vectors), groups, 5):
+    for train, test in split(same_questions(texts, vectors), groups, 5):
         assert len(set(train) & set(test)) == 0
         inside = {0, 1, 2, 3} & set(test.tolist())
         assert inside in (set(), {0, 1, 2, 3})
@@ -265,12 +277,7 @@ def test_the_same_question_is_never_on_both_sides(rng):
 @pytest.mark.parametrize(("n", "k"), [(40, 5), (41, 7), (12, 12), (30, 2)])
 def test_folds_are_even_and_so_is_every_group_in_them(rng, n, k):
     groups = np.sort(rng.integers(0, 4, n))
-    tests = [
-        test
-        for _, test in split(
-            questions([str(i) for i in range(n)], rng.standard_normal((n, 3))), groups, k
-        )
-    ]
+    tests = [test for _, test in split(np.arange(n), groups, k)]
     assert np.ptp([len(test) for test in tests]) <= 1
     per_fold = np.array([np.bincount(groups[test], minlength=4) for test in tests])
     assert np.ptp(per_fold, axis=0).max() <= 1
@@ -285,7 +292,7 @@ def test_same_questions_chain():
 
 
 @pytest.mark.parametrize("folds", [1, 40])
-def test_bad_folds(rng, folds):
-    bad = questions(["0", *(str(i) for i in range(39))], rng.standard_normal((40, 3)))
+def test_bad_folds(folds):
+    same = np.append(np.arange(39), 0)
     with pytest.raises(ValueError, match=f"at most one a different question, 39, got {folds}"):
-        list(split(bad, np.zeros(40, int), folds))
+        list(split(same, np.zeros(40, int), folds))

@@ -119,8 +119,8 @@ centroid, nearest question, a linear adapter, logistic regression and BM25. The
 last line is the verdict: routing helps when the 95 % interval of the difference
 in Recall@1 to direct similarity, by a paired bootstrap over the questions, is
 above 0, and there are 20 questions at least. Of several temperatures the first
-is judged. Questions that the heads were trained on are left out of a test set.
-Nothing is stored.""",
+is judged. Questions that the heads were trained on are left out of a test set,
+and the same question of the same cluster counts once. Nothing is stored.""",
         "headroute validate --db lda.db --test-set held_out.jsonl",
         {
             0: "routing helps",

@@ -115,7 +115,8 @@ def evaluate(
 
     Args:
         router: heads of query dimension d and answer dimension e.
-        queries: (n, d) that the heads were not trained on, or the figures flatter them.
+        queries: (n, d) that the heads were not trained on, or the figures flatter them; each once,
+            or the intervals are too narrow.
         groups: (n,) integers, the right group of each query.
         candidates: (m, e) answers; candidate_groups: (m,) integers.
         training: the heads' questions (t, d) and groups (t,): adds nearest centroid, nearest

@@ -64,6 +64,7 @@ class ValidationReport:
     # Questions without a fair test: of a test set those that the heads were trained on, of a
     # cross-validation those whose cluster had none left to train on.
     left_out: int
+    repeated: int  # questions not counted, as they are in their cluster a second time: no evidence
     answers: int
     model: str
     temperatures: list[float]
@@ -88,6 +89,7 @@ class Questions:
     texts: list[str]  # n
     test_set: str | None  # the file they came from; None: the training questions
     left_out: int = 0  # others, see ValidationReport
+    repeated: int = 0
 
 
 class Answers(NamedTuple):
@@ -150,27 +152,36 @@ def embed_test_set(model: str, pairs: Sequence[tuple[str, str]], path: Path) -> 
 
 
 def unseen(questions: Questions, training: Questions) -> Questions:
-    """Leave out the questions that are training questions; ValueError when all of them are."""
+    """Leave out the training questions, and repeats; ValueError when nothing is left."""
     known = len(training.texts)
-    if known == 0:
-        return questions
-    numbers_of = same_questions(
-        training.texts + questions.texts, np.concatenate([training.vectors, questions.vectors])
-    )
-    kept = np.flatnonzero(~np.isin(numbers_of[known:], numbers_of[:known]))
+    vectors = questions.vectors
+    if known:
+        vectors = np.concatenate([training.vectors, vectors])
+    same = same_questions(training.texts + questions.texts, vectors)
+    seen = np.isin(same[known:], same[:known])
+    once = first_rows(same[known:], questions.cluster_names)
+    kept = once[~seen[once]]
     if len(kept) == 0:
         raise ValueError(f"{questions.test_set}: the heads were trained on all of these questions")
-    return some_of(questions, kept)
+    return some_of(questions, kept, len(seen) - len(once))
 
 
-def some_of(questions: Questions, rows: Int64) -> Questions:
-    """Only these; the others are left out."""
+def first_rows(same: Int64, cluster_names: Sequence[str]) -> Int64:
+    """Rows, ascending, without those that are the same question of the same cluster again."""
+    clusters = np.unique(cluster_names, return_inverse=True)[1]
+    rows: Int64 = np.unique(np.stack([same, clusters]), axis=1, return_index=True)[1]
+    return np.sort(rows)
+
+
+def some_of(questions: Questions, rows: Int64, repeated: int) -> Questions:
+    """Only these; the others are left out, but for those that are repeated."""
     return Questions(
         questions.vectors[rows],
         [questions.cluster_names[row] for row in rows],
         [questions.texts[row] for row in rows],
         questions.test_set,
-        len(questions.texts) - len(rows),
+        len(questions.texts) - len(rows) - repeated,
+        repeated,
     )
 
 
@@ -248,7 +259,10 @@ def cross_validate(
     folds: int,
     temperatures: Sequence[float] = (),
 ) -> ValidationReport:
-    """Hold out every question once, and train heads as the router's were trained on the others."""
+    """Hold out every question once, and train heads as the router's were trained on the others.
+
+    Repeats are trained on as they were, and not counted.
+    """
     answers = all_answers(db, model)
     groups = groups_of(questions, answers)
     directions = answer_directions(answers)
@@ -261,11 +275,13 @@ def cross_validate(
             training.heads_per_group,
             training.answer_freedom is not None,
         )
+    same = same_questions(questions.texts, questions.vectors)
+    once = first_rows(same, questions.cluster_names)
     parts, rows = [], []
     with progress_bar(folds, "Cross-validating", "fold") as bar:
-        for train, test in split(questions, groups, folds):
+        for train, test in split(same, groups, folds):
             present, own = np.unique(groups[train], return_inverse=True)
-            kept = test[np.isin(groups[test], present)]
+            kept = test[np.isin(groups[test], present) & np.isin(test, once)]
             task = Task(questions.vectors[kept], groups[kept], answers.vectors, answers.groups)
             if len(kept):
                 fitted = fit_heads(
@@ -288,7 +304,7 @@ def cross_validate(
         raise ValueError("no cluster has two different questions, one to train on and one to test")
     order = np.concatenate(rows)
     evaluation = conclude(concatenate(parts), groups[order], len(answers.vectors))
-    tested = some_of(questions, order)
+    tested = some_of(questions, order, len(groups) - len(once))
     return report_of(
         evaluation, tested, answers, model, temperatures or [router.temperature], folds
     )
@@ -301,11 +317,10 @@ def answer_directions(answers: Answers) -> Float32:
     return unit(sums).astype(np.float32)
 
 
-def split(questions: Questions, groups: Int64, folds: int) -> Iterator[tuple[Int64, Int64]]:
-    """Rows to train on and to test on, each group spread over the folds; the same question is never
-    on both sides.
+def split(same: Int64, groups: Int64, folds: int) -> Iterator[tuple[Int64, Int64]]:
+    """Rows to train on and to test on, each group spread over the folds; rows of the same number
+    are never on both sides.
     """
-    same = same_questions(questions.texts, questions.vectors)
     firsts = np.unique(same, return_index=True)[1]
     if not 2 <= folds <= len(firsts):
         raise ValueError(
@@ -358,6 +373,7 @@ def report_of(
         folds=folds,
         questions=evaluation.queries,
         left_out=questions.left_out,
+        repeated=questions.repeated,
         answers=evaluation.candidates,
         model=model,
         temperatures=list(temperatures),

@@ -52,6 +52,8 @@ def comparison_text(report: ValidationReport) -> str:
             "The heads have seen them: use --test-set or --cross-validate for figures that mean\n"
             "something."
         )
+    if report.repeated:
+        title += f"\n{count(report.repeated, 'repeat')} of a question in its cluster not counted"
     rows = [("", *_COLUMNS)]
     for method, figures in report.figures.items():
         name = method
