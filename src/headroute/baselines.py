@@ -10,17 +10,16 @@
 A candidate whose group has no training question comes last. The libraries are imported when used.
 """
 
-import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headroute._backends.reference import unit
+from headroute._optional import library
 from headroute._questions import sums_of
 from headroute.evaluation import (
     BLOCK_BYTES,
@@ -110,7 +109,7 @@ def nearest_question(rows: Float64, groups: Int64) -> GroupScores:
 
 def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
     """Maps unit queries (n, d) to (n, e)."""
-    linear_model = _library("sklearn.linear_model")
+    linear_model = library("sklearn.linear_model", "this comparison", "learn")
     owners, numbers = np.unique(task.candidate_groups, return_inverse=True)
     answers = unit(sums_of(unit(task.candidates.astype(np.float64)), numbers, len(owners)))
     targets = answers[np.searchsorted(owners, groups)]
@@ -120,8 +119,8 @@ def linear_adapter(rows: Float64, groups: Int64, task: Task) -> Any:
 
 def logistic_regression(rows: Float64, groups: Int64) -> Any:
     """The scores are log-probabilities."""
-    linear_model = _library("sklearn.linear_model")
-    selection = _library("sklearn.model_selection")
+    linear_model = library("sklearn.linear_model", "this comparison", "learn")
+    selection = library("sklearn.model_selection", "this comparison", "learn")
     model = linear_model.LogisticRegression(C=10.0, max_iter=1000)
     part = np.random.default_rng(0).permutation(len(rows))[:_QUESTIONS_FOR_C]
     # C is chosen on the groups that have a question for every fold.
@@ -143,13 +142,13 @@ def bm25(task: Task, queries: Sequence[str], candidates: Sequence[str]) -> Score
             f"every row needs one text: {n} queries and {len(queries)} texts, "
             f"{m} candidates and {len(candidates)} texts"
         )
-    library = _library("bm25s")
+    bm25s = library("bm25s", "this comparison", "learn")
     tokens = [
-        library.tokenize(texts, show_progress=False, return_ids=False)
+        bm25s.tokenize(texts, show_progress=False, return_ids=False)
         for texts in (list(queries), list(candidates))
     ]
     known = {word for words in tokens[1] for word in words}
-    index = library.BM25()
+    index = bm25s.BM25()
     if known:
         index.index(tokens[1], show_progress=False)
 
@@ -161,13 +160,3 @@ def bm25(task: Task, queries: Sequence[str], candidates: Sequence[str]) -> Score
         return np.array(rows, dtype=np.float64)
 
     return scores
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"this comparison needs {error.name}, which is not installed: "
-            "pip install 'headroute[learn]'"
-        ) from None

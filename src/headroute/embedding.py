@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headroute._optional import library
+
 HUB = "Hugging Face hub"
 
 _PACKAGED_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
@@ -191,13 +193,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise EncoderError(
-            f"embedding text needs {error.name}, which is not installed: "
-            "pip install 'headroute[embed]'"
-        ) from None
+    return library(module, "embedding text", "embed", EncoderError)
 
 
 def _first_line(error: BaseException) -> str:

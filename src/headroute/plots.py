@@ -6,13 +6,13 @@ Colours are Okabe and Ito's, which colour-blind people tell apart, and viridis.
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headroute._backends.reference import unit
+from headroute._optional import library
 from headroute.training_record import Curve
 from headroute.visualize import shorten
 
@@ -155,17 +155,10 @@ def _in_the_plane(directions: Floats) -> tuple[Floats, str]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    figure = _library("matplotlib.figure").Figure((width, height), layout="constrained", dpi=150)
+    figure = library("matplotlib.figure", "a picture", "plot").Figure(
+        (width, height), layout="constrained", dpi=150
+    )
     axes = figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"pictures need {error.name}, which is not installed: pip install 'headroute[plot]'"
-        ) from None

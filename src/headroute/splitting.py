@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from headroute._backends.reference import unit
+from headroute._optional import library
 from headroute._questions import Questions, sums_of
 from headroute._validate import Float32
 from headroute.learning import deal_into_folds, n_folds
@@ -58,10 +59,9 @@ def cluster(rows: Float32, number: int, rng: np.random.Generator) -> Int64:
     directed = rows.any(axis=1)
     number = min(number, len(np.unique(rows[directed], axis=0)))
     if number > 1:
-        from sklearn.cluster import KMeans
-
-        kmeans = KMeans(number, n_init=4, random_state=int(rng.integers(2**31)))
-        fitted = kmeans.fit(rows[directed])
+        clusters = library("sklearn.cluster", "more than one head a group", "learn")
+        model = clusters.KMeans(number, n_init=4, random_state=int(rng.integers(2**31)))
+        fitted = model.fit(rows[directed])
         labels[directed] = np.unique(fitted.labels_, return_inverse=True)[1]
     return labels
 
