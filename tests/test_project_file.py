@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from headroute import Router
-from headroute.array_io import BLOCK_BYTES, project_file
+from headroute.batch import project_files
+from headroute.batch.job import BLOCK_BYTES
 from headroute.cli import main
 
 D, E = 24, 16
@@ -28,7 +29,8 @@ def queries(rng) -> np.ndarray:
 
 
 def save(path: Path, array: np.ndarray) -> Path:
-    np.save(path, array)
+    with open(path, "wb") as file:
+        np.save(file, array)
     return path
 
 
@@ -39,7 +41,7 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4", np.float16])
 def test_the_rows_of_the_router(tmp_path, heads, queries, dtype) -> None:
     source = queries.astype(dtype)
-    report = project_file(heads, save(tmp_path / "q.npy", source), tmp_path / "p.npy")
+    report = project_files(heads, [save(tmp_path / "q.npy", source)], tmp_path / "p.npy")
     projected = np.load(tmp_path / "p.npy")
     assert projected.dtype == np.float32
     assert projected.flags.c_contiguous
@@ -60,12 +62,12 @@ def test_float16_output(tmp_path, heads, queries) -> None:
 
 
 def test_fortran_order(tmp_path, heads, queries) -> None:
-    project_file(heads, save(tmp_path / "q.npy", np.asfortranarray(queries)), tmp_path / "p.npy")
+    project_files(heads, [save(tmp_path / "q.npy", np.asfortranarray(queries))], tmp_path / "p.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
 
 
 def test_no_rows(tmp_path, heads) -> None:
-    report = project_file(heads, save(tmp_path / "q.npy", np.ones((0, D))), tmp_path / "p.npy")
+    report = project_files(heads, [save(tmp_path / "q.npy", np.ones((0, D)))], tmp_path / "p.npy")
     assert report.rows == 0
     assert np.load(tmp_path / "p.npy").shape == (0, E)
 
@@ -73,7 +75,7 @@ def test_no_rows(tmp_path, heads) -> None:
 def test_zero_queries_are_counted(tmp_path, heads, queries) -> None:
     queries[:, 0] = 0  # every row begins like a zero query
     queries[[0, 5, -1]] = 0
-    report = project_file(heads, save(tmp_path / "q.npy", queries), tmp_path / "p.npy")
+    report = project_files(heads, [save(tmp_path / "q.npy", queries)], tmp_path / "p.npy")
     assert report.zero_queries == 3
 
 
@@ -83,7 +85,7 @@ def test_a_bad_row_is_named_and_leaves_no_output(tmp_path, heads, queries, row) 
     queries[row + 1] = np.inf
     path = save(tmp_path / "q.npy", queries)
     with pytest.raises(ValueError, match=f"q.npy: query {row} has a NaN or infinity in it"):
-        project_file(heads, path, tmp_path / "p.npy")
+        project_files(heads, [path], tmp_path / "p.npy")
     assert names(tmp_path) == {"q.npy"}
 
 
@@ -92,13 +94,13 @@ def test_a_failed_run_leaves_the_old_output(tmp_path, heads, queries) -> None:
     path = save(tmp_path / "q.npy", queries)
     old = save(tmp_path / "p.npy", np.arange(3))
     with pytest.raises(ValueError, match="query 9"):
-        project_file(heads, path, old)
+        project_files(heads, [path], old)
     np.testing.assert_array_equal(np.load(old), np.arange(3))
     assert names(tmp_path) == {"q.npy", "p.npy"}
 
 
 def test_the_output_has_the_permissions_of_any_new_file(tmp_path, heads, queries) -> None:
-    project_file(heads, save(tmp_path / "q.npy", queries[:5]), tmp_path / "p.npy")
+    project_files(heads, [save(tmp_path / "q.npy", queries[:5])], tmp_path / "p.npy")
     assert (tmp_path / "p.npy").stat().st_mode == (tmp_path / "q.npy").stat().st_mode
 
 
@@ -108,7 +110,7 @@ def test_the_input_is_never_overwritten(tmp_path, heads, queries, link) -> None:
     link(path, tmp_path / "p.npy")
     for output in (path, tmp_path / "p.npy"):
         with pytest.raises(ValueError, match="is an input: choose another output"):
-            project_file(heads, path, output)
+            project_files(heads, [path], output)
     np.testing.assert_array_equal(np.load(path), queries[:5])
 
 
@@ -130,7 +132,7 @@ def test_what_is_no_array_of_queries(tmp_path, heads, content, error, message) -
     else:
         save(path, content)
     with pytest.raises(error, match=message):
-        project_file(heads, path, tmp_path / "p.npy")
+        project_files(heads, [path], tmp_path / "p.npy")
     assert names(tmp_path) == {"q.npy"}
 
 
@@ -138,15 +140,24 @@ def test_a_truncated_file(tmp_path, heads, queries) -> None:
     path = save(tmp_path / "q.npy", queries)
     os.truncate(path, 1000)
     with pytest.raises(ValueError, match=r"q\.npy is not a \.npy file of numbers"):
-        project_file(heads, path, tmp_path / "p.npy")
+        project_files(heads, [path], tmp_path / "p.npy")
 
 
 def test_outputs_that_cannot_be(tmp_path, heads, queries) -> None:
     path = save(tmp_path / "q.npy", queries[:5])
     with pytest.raises(ValueError, match="there is no folder"):
-        project_file(heads, path, tmp_path / "nowhere" / "p.npy")
+        project_files(heads, [path], tmp_path / "nowhere" / "p.npy")
+    with pytest.raises(ValueError, match="is an input in the output's folder"):
+        project_files(heads, [path], tmp_path)
+    (tmp_path / "f").mkdir()
+    save(tmp_path / "f" / "other", queries[:1])
+    with pytest.raises(ValueError, match="the folder is not empty, and not of a run"):
+        project_files(heads, [path], tmp_path / "f")
+    (tmp_path / "d.npy").mkdir()
     with pytest.raises(ValueError, match="it is a folder"):
-        project_file(heads, path, tmp_path)
+        project_files(heads, [path], tmp_path / "d.npy")
+    with pytest.raises(ValueError, match=r"a name that ends in \.npy, or to a folder"):
+        project_files(heads, [path], save(tmp_path / "other", queries[:1]))
 
 
 def test_the_command(tmp_path, heads, queries, capsys) -> None:
@@ -209,7 +220,8 @@ def test_the_router_and_what_is_no_plain_file_are_not_overwritten(
     for output in ("r.safetensors", "link", "fifo"):
         arguments = ["project", str(source), "--router", str(router), "-o", f"{tmp_path}/{output}"]
         assert main(arguments) == 2
-        assert "is an input" in (error := capsys.readouterr().err) or "plain file" in error
+        error = capsys.readouterr().err
+        assert "is an input" in error or "a name that ends in .npy, or to a folder" in error
     assert router.read_bytes() == before
     assert names(tmp_path) == {"q.npy", "r.safetensors", "link", "fifo"}
 
@@ -217,7 +229,7 @@ def test_the_router_and_what_is_no_plain_file_are_not_overwritten(
 def test_output_through_a_link_goes_where_the_link_leads(tmp_path, heads, queries) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "p.npy").symlink_to(tmp_path / "there/real.npy")
-    project_file(heads, save(tmp_path / "q.npy", queries[:3]), tmp_path / "p.npy")
+    project_files(heads, [save(tmp_path / "q.npy", queries[:3])], tmp_path / "p.npy")
     assert (tmp_path / "p.npy").is_symlink()
     np.testing.assert_array_equal(np.load(tmp_path / "there/real.npy"), heads.project(queries[:3]))
 

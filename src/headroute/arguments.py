@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from headroute import __version__, _validate
+from headroute.batch.task import DTYPES, ON_BAD, OUTPUTS
 from headroute.loading import DEFAULT_MODEL
 
 
@@ -227,22 +228,55 @@ unlike those of the training gets "no answer known" first.""",
     sub = add_command(
         commands,
         "project",
-        "project a .npy file of query embeddings",
+        "project files of query embeddings, or of texts",
         """\
-Project every row of a .npy file, (queries, dimension), into another .npy
-file. Both files are memory-mapped and may be larger than memory. The output
-appears when it is complete, in place of what was there. A row with a NaN or
-infinity ends the run with its number; rows count from 0.""",
+Project every query of some files into one .npy file, or into a folder of Parquet
+parts. Files may be larger than memory, folders and patterns stand for the files
+in them, and rows count from 0 in each file.
+
+  .npy, .npz                  an array (queries, dimension)
+  .parquet, .arrow, .feather  a column of lists of numbers; others are kept
+  .jsonl                      texts, one object a line, embedded on the way
+
+Whatever ends a run, the same command goes on where it was. A row that is null,
+of another length, or has a NaN or infinity ends the run with its number, or has
+no result with --on-bad null (NaN or -1 in a .npy file).""",
         "headroute project queries.npy --db lda.db -o projected.npy",
-        {0: "done", 1: "the database has no heads yet", 2: "bad input, nothing was written"},
+        {
+            0: "done",
+            1: "the database has no heads yet",
+            2: "bad input, or another run's output; what was complete stays",
+        },
     )
-    sub.add_argument("queries", type=Path, metavar="QUERIES.npy", help="real numbers of any type")
-    add_output(sub, "FILE.npy")
+    sub.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns")
+    sub.add_argument(
+        "-o",
+        dest="destination",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="FILE.npy, or a folder for Parquet parts",
+    )
     source = sub.add_mutually_exclusive_group()
     add_db(source)
     source.add_argument("--router", type=Path, metavar="FILE", help="heads of a saved router")
     add_selection(sub)
     add_temperature(sub)
+    sub.add_argument(
+        "--output",
+        choices=OUTPUTS,
+        default="projected",
+        help="what a query gets: its projection, the weights of all heads, the heads of most "
+        "weight, or the answers nearest its projection: their ids in the database, or numbers of "
+        "heads with --router (default: projected)",
+    )
+    sub.add_argument(
+        "--top-k",
+        type=at_least_1,
+        default=5,
+        metavar="N",
+        help="number of heads or answers (default: %(default)s)",
+    )
     sub.add_argument(
         "--tolerance",
         type=tolerance,
@@ -253,12 +287,35 @@ infinity ends the run with its number; rows count from 0.""",
     )
     sub.add_argument(
         "--dtype",
-        choices=["float32", "float16"],
+        choices=DTYPES,
         default="float32",
         help="of the output: float16 is half as large, rounded once (default: float32)",
     )
     sub.add_argument(
+        "--column",
+        metavar="NAME",
+        help="that of the queries, or the member of an .npz file (default: embedding; text in "
+        ".jsonl; the only member)",
+    )
+    sub.add_argument(
+        "--on-bad",
+        choices=ON_BAD,
+        default="raise",
+        help="what to do with a bad query (default: raise)",
+    )
+    sub.add_argument(
+        "--batch-rows",
+        type=lambda text: None if text == "auto" else at_least_1(text),
+        metavar="N",
+        help="queries computed at a time, or auto: 16 MiB of them (default: auto)",
+    )
+    sub.add_argument(
         "--threads", type=at_least_1, metavar="N", help="threads (default: one a usable CPU)"
+    )
+    sub.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew, whatever an earlier run has done there",
     )
 
     sub = add_command(

@@ -36,9 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 141
-    except KeyboardInterrupt:
-        print("headroute: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"headroute: {with_notes('interrupted', error)}", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if getattr(error, "__notes__", None):
+            print(f"headroute: {with_notes('terminated', error)}", file=sys.stderr)
+        raise
     except OSError as error:  # of the output itself, such as a full disk
         print(f"headroute: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -79,7 +83,11 @@ def one_line(error: Exception) -> str:
     message = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         message = f"{error.filename}: {error.strerror}"
-    return " ".join(message.split())
+    return " ".join(with_notes(message, error).split())
+
+
+def with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def emit(args: argparse.Namespace, document: object, text: str) -> None:
@@ -204,25 +212,39 @@ def command_route(args: argparse.Namespace) -> int:
 
 
 def command_project(args: argparse.Namespace) -> int:
-    from headroute.array_io import project_file
+    from headroute.batch import project_files
     from headroute.database import Database
-    from headroute.loading import router_of, stored_heads
+    from headroute.loading import load_encoder, router_of, searched_answers, stored_heads
     from headroute.report import projection_text
     from headroute.router import Router
 
+    model, documents = args.model, None
     if args.router:
         router = Router.load(args.router, tolerance=args.tolerance)
     else:
         with Database.open(args.db, read_only=True) as db:
-            router = router_of(stored_heads(db, args.model, args.name), args.tolerance)
-    report = project_file(
+            stored = stored_heads(db, args.model, args.name)
+            model = stored.model
+            if args.output == "answers":
+                documents = searched_answers(db, model)
+        router = router_of(stored, args.tolerance)
+    report = project_files(
         router,
-        args.queries,
-        args.output,
+        args.inputs,
+        args.destination,
+        column=args.column,
+        embed=(lambda texts: load_encoder(model).encode_queries(texts)) if model else None,
+        batch_rows=args.batch_rows,
+        restart=args.restart,
         heads_path=args.router or args.db,
+        output=args.output,
         temperature=args.temperature,
         num_threads=args.threads,
         dtype=args.dtype,
+        k=args.top_k,
+        on_bad=args.on_bad,
+        document_ids=documents and documents[0],
+        documents=documents and documents[1],
     )
     emit(args, report, projection_text(report))
     return 0

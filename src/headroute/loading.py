@@ -83,6 +83,18 @@ def router_of(projection: StoredProjection, tolerance: float = 0.0) -> Router:
     )
 
 
+def searched_answers(db: Database, model: str) -> tuple[list[int], Float32]:
+    """Ids and vectors (D, e) of the answers that `headroute search` ranks.
+
+    Raises DatabaseError when there are none.
+    """
+    ids, vectors = db.embeddings(model, "answer")
+    wanted = np.isin(ids, [answer.answer_id for answer in db.searched_answers(model)])
+    if not wanted.any():
+        raise DatabaseError(f"{db.path}: no answer is embedded by {model!r}")
+    return ids[wanted].tolist(), vectors[wanted]
+
+
 def gather(
     db: Database, model: str, kind: str, members: Iterable[tuple[int, Sequence[int]]]
 ) -> tuple[Float32, Int64, list[int]]:

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headroute.array_io import ProjectionReport
+from headroute.batch.job import ProjectionReport
 from headroute.database import ImportResult
 from headroute.pictures import PictureReport
 from headroute.pipeline import TrainReport
@@ -209,30 +209,27 @@ def rounded_up(bound: float) -> str:
 
 
 def projection_text(report: ProjectionReport) -> str:
-    zero = (
-        f"; {count(report.zero_queries, 'zero query')} got uniform weights"
-        if report.zero_queries
-        else ""
-    )
-    return f"{report.output}\n" + facts(
-        [
-            (
-                "projected",
-                f"{count(report.rows, 'query')}, "
-                f"{report.query_dim} to {report.answer_dim} dimensions{zero}",
-            ),
-            (
-                "accuracy",
-                f"{report.precision}; no row is off by more than {rounded_up(report.bound)} of "
-                "the longest answer",
-            ),
-            (
-                "time",
-                f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} queries/s, "
-                "reading and writing included",
-            ),
-        ]
-    )
+    """What was projected, how exactly and how fast."""
+    notes = [f"of {count(report.inputs, 'file')}"] if report.inputs > 1 else []
+    if report.resumed_rows:
+        notes.append(f"{report.resumed_rows:,} of them by an earlier run")
+    if report.zero_queries:
+        notes.append(f"{count(report.zero_queries, 'zero query')} got uniform weights")
+    if report.null_rows:
+        notes.append(f"{count(report.null_rows, 'bad query')} got no result")
+    what = {
+        "projected": f"{report.query_dim} to {report.answer_dim} dimensions",
+        "weights": "weights of the heads",
+        "top-k": "heads of most weight",
+        "answers": "nearest answers",
+    }[report.kind]
+    lines = [("projected", "; ".join([f"{count(report.rows, 'query')}, {what}", *notes]))]
+    if report.kind == "projected":
+        bound = f"no row is off by more than {rounded_up(report.bound)} of the longest answer"
+        lines.append(("accuracy", f"{report.precision}; {bound}"))
+    rates = f"{report.rows_per_second:,.0f} queries/s, {report.bytes_per_second / 1e9:.2f} GB/s"
+    lines.append(("time", f"{report.seconds:.2f} s, {rates}, reading and writing included"))
+    return f"{report.output}\n" + facts(lines)
 
 
 def pictures_text(report: PictureReport) -> str:

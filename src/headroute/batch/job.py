@@ -1,0 +1,359 @@
+"""A run over files: read | compute | write, each in its own time, part after part.
+
+    files → blocks of queries → results → one .npy file or Parquet parts, and a manifest
+
+What is done stays done: after an end of any kind the same command goes on behind the last part that
+the manifest speaks of. The results are the same bits as those of a run without an end, with the
+native backend for whatever blocks they came in.
+"""
+
+import glob
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute.batch import manifest as manifests
+from headroute.batch.manifest import Manifest, Progress
+from headroute.batch.sinks import MANIFEST, NpySink, ParquetSink, Sink, Solved
+from headroute.batch.sources import Block, Opening, Part, Source, find_files, open_source
+from headroute.batch.task import BadRowError, Options, Results, Task, solve
+from headroute.progress import rows_progress
+from headroute.router import Router
+
+# Of queries or of results, whichever is wider: enough for every thread to have work, and few enough
+# that the blocks on their way are 150 MiB.
+BLOCK_BYTES = 16 << 20
+PART_BYTES = 128 << 20
+
+# Blocks that are read ahead, and blocks and parts that are still being written.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ProjectionReport:
+    """What one `project_files` did; seconds include reading and writing the files."""
+
+    output: str
+    inputs: int  # files
+    rows: int
+    resumed_rows: int  # of these, done before
+    query_dim: int
+    answer_dim: int
+    zero_queries: int
+    null_rows: int
+    kind: str  # one of headroute.batch.task.OUTPUTS
+    precision: str
+    bound: float  # ‖projected - exact‖ / max ‖answer‖ of every row is at most this
+    seconds: float
+    rows_per_second: float
+    bytes_per_second: float  # read and written
+
+
+class Job(NamedTuple):
+    """One part on its way from a file."""
+
+    number: int  # among all parts
+    source: Source
+    part: Part
+    first: int  # among all rows
+
+
+def project_files(
+    router: Router,
+    inputs: Sequence[str | os.PathLike[str]],
+    destination: str | os.PathLike[str],
+    *,
+    column: str | None = None,
+    embed: Callable[[Sequence[str]], npt.NDArray[np.float32]] | None = None,
+    batch_rows: int | None = None,
+    restart: bool = False,
+    heads_path: Path | None = None,
+    **options: Unpack[Options],
+) -> ProjectionReport:
+    """Project the queries of files into one .npy file or a folder of Parquet parts.
+
+    Args:
+        inputs: files, folders and patterns: .npy, .npz, .parquet, .arrow, .feather, .jsonl. All
+            rows are of one numbering, in the order of the files.
+        destination: a name that ends in .npy, replaced when the run is complete; or a folder, new
+            or empty or of the same run.
+        column: that of the queries: "embedding" by default, "text" in .jsonl.
+        embed: makes vectors (n, d) of the texts in .jsonl files.
+        batch_rows: rows computed at a time; 16 MiB by default.
+        restart: begin anew, whatever is there of this output's run.
+        heads_path: the file that the router is from, which is never overwritten.
+        options: those of `headroute.batch.Task`.
+
+    Raises OSError when a file cannot be read or written; ValueError for a file that is not what
+    its name says or does not fit the heads, for a bad row, with its file and number, for an output
+    that cannot be, and when the run that is there is another one, with what differs; TypeError when
+    an input does not hold real numbers.
+    """
+    started = time.perf_counter()
+    task = Task(router, **options)
+    paths = find_files(inputs)
+    sources = [open_source(path, Opening(task, column, embed)) for path in paths]
+    rows = sum(source.rows for source in sources)
+    place = Path(destination)
+    check_output(place, [*paths, *([heads_path] if heads_path else [])])
+    sink: Sink = (
+        NpySink(place, task.fields, rows)
+        if place.suffix == ".npy"
+        else ParquetSink(place, task.fields)
+    )
+    row_bytes = max([task.row_bytes, *(source.row_bytes for source in sources)])
+    block_rows = batch_rows or max(1, BLOCK_BYTES // row_bytes)
+    part_rows = max(block_rows, PART_BYTES // row_bytes // block_rows * block_rows)
+    jobs = list(cut(sources, part_rows))
+    identity = {
+        "task": task.identity(),
+        "rows a part": part_rows,
+        "inputs": described(sources),
+    }
+    run = adopt(sink, identity, restart)
+    resumed = run.done.rows
+    if not run.complete:
+        carry_out(task, sink, run, jobs, block_rows)
+    seconds = time.perf_counter() - started
+    fresh = rows - resumed
+    plan = router.plan(task.temperature)
+    float32 = task.output in ("weights", "top-k")
+    return ProjectionReport(
+        output=str(destination),
+        inputs=len(sources),
+        rows=rows,
+        resumed_rows=resumed,
+        query_dim=router.query_dim,
+        answer_dim=router.answer_dim,
+        zero_queries=run.done.zero_queries,
+        null_rows=run.done.null_rows,
+        kind=task.output,
+        precision="float32" if float32 else plan.precision,
+        bound=plan.bound,
+        seconds=seconds,
+        rows_per_second=fresh / seconds,
+        bytes_per_second=fresh * moved_bytes(task, jobs) / seconds,
+    )
+
+
+def cut(sources: Sequence[Source], part_rows: int) -> Iterator[Job]:
+    number = first = 0
+    for source in sources:
+        for part in source.parts(part_rows):
+            yield Job(number, source, part, first + part.first)
+            number += 1
+        first += source.rows
+
+
+def described(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """What a file must have kept for a run to go on."""
+    result = []
+    for source in sources:
+        status = source.path.stat()
+        result.append(
+            {
+                f"{source.path.name}:": {
+                    "rows": source.rows,
+                    "size": status.st_size,
+                    "time of change": status.st_mtime_ns,
+                }
+            }
+        )
+    return result
+
+
+def adopt(sink: Sink, identity: dict[str, Any], restart: bool) -> Manifest:
+    """The run that is there, if it is this one; else a new one. ValueError when it is another."""
+    found = manifests.load(sink.manifest) if sink.begun() and not restart else None
+    if found is None:
+        return Manifest(sink.manifest, identity)
+    different = manifests.differences(found.identity, identity)
+    if different:
+        raise ValueError(
+            f"{sink.path} was begun by another run: {'; '.join(different[:3])}"
+            f"{' …' if len(different) > 3 else ''}; --restart begins anew"
+        )
+    return found
+
+
+def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_rows: int) -> None:
+    """Do the parts that are left. After an error those that are done stay, if there are any, and a
+    note of the error says so.
+    """
+    before = run.done.parts
+    rows = sum(job.part.rows for job in jobs)
+    try:
+        sink.lock()
+        try:
+            run.save()  # before anything of an older run is removed
+            remove_temporaries(sink.manifest)
+            sink.begin(before)
+            with rows_progress(rows, run.done.rows, moved_bytes(task, jobs)) as advance:
+                do_parts(task, sink, run, jobs[before:], block_rows, advance)
+            sink.finish()
+            if sink.keeps_manifest:
+                run.complete = True
+                run.save()
+        except BaseException as error:
+            if run.done.parts:
+                way = ", past this row with --on-bad null" if isinstance(error, BadRowError) else ""
+                error.add_note(
+                    f"the first {run.done.rows:,} of {rows:,} queries are done and kept: "
+                    f"the same command goes on from there{way}"
+                )
+            else:
+                sink.discard()
+            raise
+    except OSError as error:  # in the user's words, not of our temporary names
+        if error.filename is None or str(error.filename).startswith(str(sink.path.parent)):
+            error.filename = str(sink.path)
+        raise
+    finally:
+        sink.close()
+
+
+def remove_temporaries(manifest: Path) -> None:
+    """What a killed process left of `replace_file`."""
+    for path in manifest.parent.glob(f"{glob.escape(manifest.name)}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+class Piece(NamedTuple):
+    """What comes out of reading: a block of a part, or, without one, the part's end."""
+
+    job: Job
+    first: int  # row among all
+    block: Block | None
+
+
+def pieces_of(jobs: Sequence[Job], block_rows: int) -> Iterator[Piece]:
+    for job in jobs:
+        first = job.first
+        for block in job.source.blocks(job.part, block_rows):
+            yield Piece(job, first, block)
+            first += len(block.queries.rows)
+        yield Piece(job, first, None)
+
+
+def do_parts(
+    task: Task,
+    sink: Sink,
+    run: Manifest,
+    jobs: Sequence[Job],
+    block_rows: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Reading and writing have a thread each; computing is here, with the kernel's threads; and
+    what waits for the disk has another.
+    """
+    with (
+        ThreadPoolExecutor(1, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+        ThreadPoolExecutor(1, "keep") as keeper,
+    ):
+        writes: deque[Future[None]] = deque()
+        keeps: deque[Future[None]] = deque()
+
+        def end_part(done: Progress) -> None:
+            sink.end_part()
+            keeps.append(keeper.submit(keep_part, sink, run, done))
+            wait_for(keeps, _AHEAD)
+
+        done = run.done
+        try:
+            for job, first, block in ahead(reader, pieces_of(jobs, block_rows)):
+                if block is None:
+                    done = replace(done, parts=job.number + 1, rows=first)
+                    writes.append(writer.submit(end_part, done))
+                    continue
+                results = solve_block(task, block, job, first)
+                done = replace(
+                    done,
+                    null_rows=done.null_rows + len(results.bad),
+                    zero_queries=done.zero_queries + count_zero_rows(block, results),
+                )
+                writes.append(writer.submit(sink.write, Solved(first, results, block.others)))
+                wait_for(writes, _AHEAD)
+                advance(len(block.queries.rows))
+            wait_for(writes, 0)
+            wait_for(keeps, 0)
+        finally:
+            for future in (*writes, *keeps):
+                future.cancel()
+
+
+def keep_part(sink: Sink, run: Manifest, done: Progress) -> None:
+    sink.keep_part()
+    run.done = done
+    run.save()
+
+
+def ahead(executor: ThreadPoolExecutor, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, made by the executor's thread while earlier ones are in use."""
+    coming = deque(executor.submit(next, pieces, None) for _ in range(_AHEAD))
+    try:
+        while (piece := coming.popleft().result()) is not None:
+            coming.append(executor.submit(next, pieces, None))
+            yield piece
+    finally:
+        for future in coming:
+            future.cancel()
+
+
+def wait_for(futures: deque[Future[None]], left: int) -> None:
+    """Until so many are left; raises what went wrong in one."""
+    while len(futures) > left:
+        futures.popleft().result()
+
+
+def solve_block(task: Task, block: Block, job: Job, first: int) -> Results:
+    try:
+        return solve(task, block.queries)
+    except BadRowError as error:
+        raise error.located(str(job.source.path), first - job.first + job.part.first) from None
+
+
+def count_zero_rows(block: Block, results: Results) -> int:
+    """Rows that are zero throughout. Looks at whole rows only where the first column is zero."""
+    rows = block.queries.rows
+    candidates = np.flatnonzero(~rows[:, :1].any(axis=1))
+    candidates = np.setdiff1d(candidates, results.bad, assume_unique=True)
+    return int(np.count_nonzero(~rows[candidates].any(axis=1)))
+
+
+def moved_bytes(task: Task, jobs: Sequence[Job]) -> float:
+    """Bytes read and written for one row, on average."""
+    rows = sum(job.part.rows for job in jobs)
+    read = sum(job.source.row_bytes * job.part.rows for job in jobs)
+    return task.row_bytes + (read / rows if rows else 0)
+
+
+def check_output(place: Path, inputs: Sequence[Path]) -> None:
+    """ValueError when the output cannot be written there, or is an input (through links too)."""
+    if not place.parent.is_dir():
+        raise ValueError(f"cannot write {place}: there is no folder {place.parent}")
+    for path in inputs:
+        if place.exists() and os.path.samefile(path, place):
+            raise ValueError(f"{place} is an input: choose another output")
+        if place.resolve() in path.resolve().parents:
+            raise ValueError(f"{path} is an input in the output's folder: choose another output")
+    if place.suffix == ".npy":
+        if place.is_dir():
+            raise ValueError(f"cannot write {place}: it is a folder")
+        if place.exists() and not place.is_file():
+            raise ValueError(f"cannot write {place}: it is not a plain file")
+    elif place.exists():
+        if not place.is_dir():
+            raise ValueError(
+                f"cannot write {place}: results go to a name that ends in .npy, or to a folder"
+            )
+        if any(place.iterdir()) and not (place / MANIFEST).exists():
+            raise ValueError(f"cannot write to {place}: the folder is not empty, and not of a run")

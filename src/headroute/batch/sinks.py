@@ -1,0 +1,256 @@
+"""Where results go: one .npy file, or a folder of Parquet files.
+
+    out.npy    .out.npy.partial while it grows, of its full size from the beginning; two columns,
+               such as heads and weights, are the fields of one structured array
+    out/       part-00000.parquet, part-00001.parquet, … one for each part
+
+Parts come in order, and blocks of a part in order. The output looks finished only after `finish`:
+until then a .npy file has another name, and a folder has a manifest that says so.
+"""
+
+import contextlib
+import os
+import re
+from collections import deque
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute.batch.sources import arrow_library
+from headroute.batch.task import Field, Results
+
+
+class Solved(NamedTuple):
+    """A block that is ready to be written."""
+
+    first: int  # row among all rows
+    results: Results
+    others: Any  # pyarrow.RecordBatch of what stood beside the queries, or None
+
+
+class Sink(Protocol):
+    path: Path
+    manifest: Path  # where that of the run is
+    keeps_manifest: bool  # when the run is complete
+
+    def begun(self) -> bool:
+        """Whether there is what a manifest could speak of."""
+
+    def lock(self) -> None:
+        """Make sure that nobody else writes there, until `close` or the end of the process.
+
+        Raises ValueError when somebody does, OSError when nobody can.
+        """
+
+    def begin(self, parts_done: int) -> None:
+        """Go on after so many parts, and remove all that came after; 0 begins anew.
+
+        Raises OSError.
+        """
+
+    def write(self, block: Solved) -> None:
+        """Add to the part that is being written."""
+
+    def end_part(self) -> None:
+        """The next block begins the next part."""
+
+    def keep_part(self) -> None:
+        """Bring the first part that has ended to the disk, if it is not there."""
+
+    def finish(self) -> None:
+        """Make the output what the user asked for."""
+
+    def close(self) -> None:
+        """Whatever happened. `finish` came before, or the run is going on another time."""
+
+    def discard(self) -> None:
+        """Remove all that this run has left there."""
+
+
+class NpySink:
+    keeps_manifest = False
+
+    def __init__(self, path: Path, fields: tuple[Field, ...], rows: int) -> None:
+        self.path = path
+        place = Path(os.path.realpath(path))  # a link stays a link
+        self._place = place
+        self._partial = place.with_name(f".{place.name}.partial")
+        self.manifest = place.with_name(f".{place.name}.manifest")
+        self._fields = fields
+        self._rows = rows
+        self._shape: tuple[int, ...] = (rows,)
+        if len(fields) == 1:
+            self._dtype, self._shape = fields[0].dtype, (rows, fields[0].width)
+        else:
+            self._dtype = np.dtype([(f.name, f.dtype, (f.width,)) for f in fields])
+        self._row_bytes = sum(field.dtype.itemsize * field.width for field in fields)
+        self._file: IO[bytes] | None = None
+        self._start = 0
+
+    def begun(self) -> bool:
+        return self._partial.exists()
+
+    def lock(self) -> None:
+        # Not truncated: it may be another process's.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        self._file = os.fdopen(os.open(self._partial, flags, 0o666), "r+b", buffering=0)
+        lock(self._file.fileno(), self.path)
+
+    def begin(self, parts_done: int) -> None:
+        file = self._file
+        assert file is not None
+        if not parts_done:
+            file.truncate(0)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": self._shape,
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        self._start = file.tell()
+        size = self._start + self._rows * self._row_bytes
+        if hasattr(os, "posix_fallocate"):  # a full disk is known now, not after hours
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+
+    def write(self, block: Solved) -> None:
+        assert self._file is not None
+        columns, bad = block.results
+        for field, column in zip(self._fields, columns, strict=True):
+            column[bad] = field.nothing
+        rows: npt.NDArray[Any] = columns[0]
+        if len(columns) > 1:
+            rows = np.empty(len(columns[0]), self._dtype)
+            for field, column in zip(self._fields, columns, strict=True):
+                rows[field.name] = column
+        left = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        position = self._start + block.first * self._row_bytes
+        while len(left):
+            n = os.pwrite(self._file.fileno(), left, position)
+            left, position = left[n:], position + n
+
+    def end_part(self) -> None:
+        pass
+
+    def keep_part(self) -> None:
+        assert self._file is not None
+        os.fdatasync(self._file.fileno())
+
+    def finish(self) -> None:
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        os.replace(self._partial, self._place)
+        self.manifest.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def discard(self) -> None:
+        for path in (self._partial, self.manifest):
+            path.unlink(missing_ok=True)
+
+
+class ParquetSink:
+    keeps_manifest = True
+
+    def __init__(self, folder: Path, fields: tuple[Field, ...]) -> None:
+        self.path = folder
+        self.manifest = folder / MANIFEST
+        self._fields = fields
+        self._writer: Any = None
+        self._made = False
+        self._folder: int | None = None
+        self._number = 0
+        self._ended: deque[Path] = deque()  # and the one that is being written
+
+    def begun(self) -> bool:
+        return True  # the manifest is in the folder
+
+    def lock(self) -> None:
+        arrow_library("pyarrow.parquet")
+        self._made = not self.path.exists()
+        self.path.mkdir(exist_ok=True)
+        self._folder = os.open(self.path, os.O_RDONLY)
+        lock(self._folder, self.path)
+
+    def begin(self, parts_done: int) -> None:
+        self._number = parts_done
+        for path in self.path.iterdir():
+            part = _PART.fullmatch(path.name)
+            if part and (part["temporary"] or int(part["number"]) >= parts_done):
+                path.unlink()
+
+    def write(self, block: Solved) -> None:
+        from headroute.batch.arrow import with_results
+
+        batch = with_results(block.others, self._fields, block.results)
+        if self._writer is None:
+            path = self.path / f"part-{self._number:05}.parquet.tmp"
+            self._writer = parquet_writer(path, batch.schema, self._fields)
+            self._ended.append(path)
+        self._writer.write_batch(batch, row_group_size=batch.num_rows)
+
+    def end_part(self) -> None:
+        self._writer.close()
+        self._writer = None
+        self._number += 1
+
+    def keep_part(self) -> None:
+        path = self._ended.popleft()
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, path.with_suffix(""))
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # its footer is of no use, and the disk may be full
+                self._writer.close()
+        if self._folder is not None:
+            os.close(self._folder)
+
+    def discard(self) -> None:
+        self.begin(0)
+        self.manifest.unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody else's files are in it by now
+                self.path.rmdir()
+
+
+MANIFEST = "_headroute.json"  # readers of folders pass over names with an underscore
+_PART = re.compile(r"part-(?P<number>\d{5,})\.parquet(?P<temporary>\.tmp)?")
+
+
+def lock(file: int, path: Path) -> None:
+    """Hold an open file or folder for this process alone. ValueError when another one does."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing to {path}") from None
+
+
+def parquet_writer(path: Path, schema: Any, fields: tuple[Field, ...]) -> Any:
+    """Embeddings do not compress: dictionaries and compression are for the other columns."""
+    pa, parquet = arrow_library("pyarrow"), arrow_library("pyarrow.parquet")
+    empty = pa.BufferOutputStream()
+    parquet.write_table(schema.empty_table(), empty)
+    leaves = parquet.ParquetFile(empty.getvalue()).schema
+    results = {field.name for field in fields}
+    paths = [leaves.column(number).path for number in range(len(leaves))]
+    others = [path for path in paths if path.split(".")[0] not in results]
+    return parquet.ParquetWriter(
+        path,
+        schema,
+        compression={path: "snappy" if path in others else "none" for path in paths},
+        use_dictionary=others,
+        write_statistics=others,
+    )

@@ -1,0 +1,407 @@
+"""Files of queries: found, described, cut into parts, and read in blocks of rows.
+
+    .npy, .npz         an array (N, d) of real numbers; of an .npz the member called `column`
+    .parquet           a column of lists of numbers; a part is made of whole row groups
+    .arrow, .feather   Arrow's file format, the same; a part is made of whole record batches
+    .jsonl             a column of texts, which are embedded on the way
+
+A part is what is done whole or not at all. Blocks of a part are read in order, by one thread; none
+is larger than asked for but where a file has no finer grain.
+"""
+
+import glob
+import os
+import zipfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute._optional import library
+from headroute.batch.task import Queries, Task
+
+
+class Part(NamedTuple):
+    """A run of rows of one file; `grains` are its row groups, batches, or what the file has."""
+
+    first: int  # row in the file
+    rows: int
+    grains: range
+
+
+class Block(NamedTuple):
+    """Queries on their way, and what stands beside them in the file."""
+
+    queries: Queries
+    others: Any = None  # pyarrow.RecordBatch without the queries, or None
+
+
+class Source(Protocol):
+    path: Path
+    rows: int
+    row_bytes: int  # of a query, about
+
+    def parts(self, part_rows: int) -> list[Part]:
+        """Parts of about so many rows, that cover the file."""
+
+    def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
+        """Raises ValueError, TypeError or OSError for what cannot be read."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the files of one run have in common."""
+
+    task: Task
+    column: str | None = None  # None: "embedding", "text", or the only member
+    embed: Callable[[Sequence[str]], npt.NDArray[np.float32]] | None = None
+
+    def vectors_column(self) -> str:
+        return self.column or "embedding"
+
+
+SUFFIXES = (".npy", ".npz", ".parquet", ".arrow", ".feather", ".jsonl")
+
+
+def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The files that paths, folders and glob patterns stand for; those of a folder or pattern in
+    the order of their names.
+
+    Raises FileNotFoundError for nothing there, ValueError for a folder or pattern without a file
+    that can be read, and for a file that is named twice.
+    """
+    found: list[Path] = []
+    for given in [os.fspath(item) for item in inputs]:
+        path = Path(given)
+        if path.is_dir():
+            files = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix in SUFFIXES
+                and file.is_file()
+                and not any(part[0] in "._" for part in file.relative_to(path).parts)
+            )
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(given):
+            files = sorted(map(Path, glob.glob(given, recursive=True)))
+        else:
+            raise FileNotFoundError(2, os.strerror(2), given)
+        if not files:
+            raise ValueError(f"{given}: no file there ends in {', '.join(SUFFIXES)}")
+        found += files
+    seen: set[str] = set()
+    for file in found:
+        real = os.path.realpath(file)
+        if real in seen:
+            raise ValueError(f"{file} is among the inputs twice")
+        seen.add(real)
+    return found
+
+
+def open_source(path: Path, opening: Opening) -> Source:
+    """Raises ValueError, TypeError or OSError for a file that cannot hold queries of this task."""
+    try:
+        make = _KINDS[path.suffix.lower()]
+    except KeyError:
+        raise ValueError(
+            f"{path}: the name of an input ends in one of {', '.join(SUFFIXES)}"
+        ) from None
+    if not path.is_file():
+        raise ValueError(f"{path} is not a plain file")
+    return make(path, opening)
+
+
+def even_parts(rows: int, part_rows: int) -> list[Part]:
+    return [
+        Part(first, min(part_rows, rows - first), range(0)) for first in range(0, rows, part_rows)
+    ]
+
+
+class NpySource:
+    """A .npy file, read into memory of its own; in Fortran order through a map of it."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self._shape, self._fortran, self._dtype = read_header(file)
+                self._start = file.tell()
+        except ValueError as error:
+            raise ValueError(f"{path} is not a .npy file of numbers: {error}") from None
+        self.rows, self.row_bytes = check_array(path, self._shape, self._dtype, opening.task)
+        if self._start + self.rows * self.row_bytes > path.stat().st_size:
+            raise ValueError(f"{path} is not a .npy file of numbers: it ends before its last row")
+
+    def parts(self, part_rows: int) -> list[Part]:
+        return even_parts(self.rows, part_rows)
+
+    def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
+        if self._fortran:
+            array = np.memmap(self.path, self._dtype, "r", self._start, self._shape, "F")
+            for first, n in steps(part, block_rows):
+                yield Block(Queries(array[first : first + n], {}))
+            return
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self._start + part.first * self.row_bytes)
+            for _, n in steps(part, block_rows):
+                yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+
+
+class NpzSource:
+    """A member of an .npz file, compressed or not."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith(".npy")]
+                self._member = choose_member(path, names, opening.column)
+                with archive.open(self._member) as file:
+                    self._shape, fortran, self._dtype = read_header(file)
+                    self._start = file.tell()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is not an .npz file: {error}") from None
+        self.rows, self.row_bytes = check_array(path, self._shape, self._dtype, opening.task)
+        if fortran:
+            raise ValueError(f"{path}: {self._member} is in Fortran order: save it in C order")
+
+    def parts(self, part_rows: int) -> list[Part]:
+        return even_parts(self.rows, part_rows)
+
+    def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
+        with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as file:
+            file.seek(self._start + part.first * self.row_bytes)
+            for _, n in steps(part, block_rows):
+                yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+
+
+class ParquetSource:
+    """A column of a Parquet file."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path = path
+        self._task, self._column = opening.task, opening.vectors_column()
+        with self._open() as file:
+            metadata = file.metadata
+            self._group_rows = [
+                metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
+            ]
+            check_schema(path, file.schema_arrow, self._column, opening.task)
+        self.rows = metadata.num_rows
+        self.row_bytes = opening.task.router.query_dim * 4
+
+    def _open(self) -> Any:
+        pa, parquet = arrow_library("pyarrow"), arrow_library("pyarrow.parquet")
+        try:
+            return parquet.ParquetFile(self.path, buffer_size=4 << 20, pre_buffer=False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"{self.path} is not a Parquet file: {error}") from None
+
+    def parts(self, part_rows: int) -> list[Part]:
+        return whole_grains(self._group_rows, part_rows)
+
+    def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
+        from headroute.batch.arrow import take_queries
+
+        with self._open() as file:
+            for batch in file.iter_batches(block_rows, row_groups=list(part.grains)):
+                yield Block(*take_queries(batch, self._column, self._task))
+
+
+class ArrowSource:
+    """A column of a file in Arrow's file format, also known as Feather 2."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path = path
+        self._task, self._column = opening.task, opening.vectors_column()
+        pa = arrow_library("pyarrow")
+        with self._read(pa.memory_map(str(path))) as reader:
+            check_schema(path, reader.schema, self._column, opening.task)
+            self._batch_rows = [
+                reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
+            ]
+        self.rows = sum(self._batch_rows)
+        self.row_bytes = opening.task.router.query_dim * 4
+
+    def _read(self, file: Any) -> Any:
+        pa = arrow_library("pyarrow")
+        try:
+            return pa.ipc.open_file(file)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.path} is not a file in Arrow's file format: {error}") from None
+
+    def parts(self, part_rows: int) -> list[Part]:
+        return whole_grains(self._batch_rows, part_rows)
+
+    def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
+        from headroute.batch.arrow import take_queries
+
+        # Not mapped: pages of the whole file would count as this process's memory.
+        with self._read(arrow_library("pyarrow").OSFile(str(self.path))) as reader:
+            for number in part.grains:
+                batch = reader.get_batch(number)
+                for first in range(0, batch.num_rows, block_rows):
+                    piece = batch.slice(first, block_rows)
+                    yield Block(*take_queries(piece, self._column, self._task))
+
+
+class JsonlSource:
+    """Texts in a file of one JSON object a line; blank lines do not count."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path = path
+        self._column = opening.column or "text"
+        self._dim = opening.task.router.query_dim
+        if opening.embed is None:
+            raise ValueError(f"{path} holds texts: embedding them needs a model")
+        self._embed = opening.embed
+        self._ends = line_ends(path)
+        self.rows = len(self._ends)
+        self.row_bytes = self._dim * 4
+
+    def parts(self, part_rows: int) -> list[Part]:
+        return even_parts(self.rows, part_rows)
+
+    def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
+        with open(self.path, "rb") as file:
+            for first, n in steps(part, block_rows):
+                start = self._ends[first - 1] if first else 0
+                file.seek(start)
+                yield self._block(file.read(self._ends[first + n - 1] - start), first, n)
+
+    def _block(self, lines: bytes, first: int, n: int) -> Block:
+        pa, json = arrow_library("pyarrow"), arrow_library("pyarrow.json")
+        try:
+            table = json.read_json(
+                pa.BufferReader(lines), json.ReadOptions(block_size=max(len(lines), 1))
+            )
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{self.path}: not one JSON object a line, in objects {first} to {first + n - 1}: "
+                f"{error}"
+            ) from None
+        if table.num_rows != n:
+            raise ValueError(
+                f"{self.path}: {n} lines hold {table.num_rows} objects, in objects {first} to "
+                f"{first + n - 1}: one object a line"
+            )
+        if self._column not in table.column_names:
+            raise ValueError(
+                f"{self.path}: there is no {self._column!r} in objects {first} to {first + n - 1}, "
+                f"only {', '.join(table.column_names)}: name it with --column"
+            )
+        texts = table.column(self._column)
+        if not pa.types.is_string(texts.type):
+            raise TypeError(f"{self.path}: {self._column!r} must be texts, got {texts.type}")
+        known = texts.to_pylist()
+        faults = {place: "is null" for place, text in enumerate(known) if text is None}
+        rows = np.zeros((n, self._dim), np.float32)
+        given = [place for place in range(n) if place not in faults]
+        vectors = self._embed([known[place] for place in given])
+        if vectors.shape[1:] != (self._dim,):
+            raise ValueError(
+                f"{self.path}: embeddings have {vectors.shape[1]} columns, the heads expect "
+                f"{self._dim}: embedded with another model?"
+            )
+        rows[given] = vectors
+        return Block(Queries(rows, faults), table.combine_chunks().to_batches()[0])
+
+
+_KINDS: dict[str, Callable[[Path, Opening], Source]] = {
+    ".npy": NpySource,
+    ".npz": NpzSource,
+    ".parquet": ParquetSource,
+    ".arrow": ArrowSource,
+    ".feather": ArrowSource,
+    ".jsonl": JsonlSource,
+}
+
+
+def line_ends(path: Path) -> "array[int]":
+    """Where each line ends that is not blank, with the blank lines after it: 8 bytes a line."""
+    ends, position = array("q"), 0
+    with open(path, "rb") as file:
+        for line in file:
+            position += len(line)
+            if not line.isspace():
+                ends.append(position)
+            elif ends:
+                ends[-1] = position
+    return ends
+
+
+def steps(part: Part, block_rows: int) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of the blocks of a part."""
+    for first in range(part.first, part.first + part.rows, block_rows):
+        yield first, min(block_rows, part.first + part.rows - first)
+
+
+def whole_grains(grain_rows: Sequence[int], part_rows: int) -> list[Part]:
+    """Parts of whole grains, each of `part_rows` at least but for the last."""
+    parts: list[Part] = []
+    first, start, rows = 0, 0, 0
+    for grain, n in enumerate(grain_rows):
+        rows += n
+        if rows >= part_rows or (grain == len(grain_rows) - 1 and rows):
+            parts.append(Part(first, rows, range(start, grain + 1)))
+            first, start, rows = first + rows, grain + 1, 0
+    return parts
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype of a .npy file. ValueError when it is none."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def check_array(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], task: Task
+) -> tuple[int, int]:
+    """Rows, and bytes of one, of an array that may be queries."""
+    if len(shape) != 2:
+        raise ValueError(f"{path} has shape {shape}, expected two dimensions: (queries, dimension)")
+    task.router.project(np.empty((0, shape[1]), dtype))  # every check but the rows' own
+    return shape[0], shape[1] * dtype.itemsize
+
+
+def read_rows(file: IO[bytes], n: int, d: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The next n rows of an open file, (n, d). OSError when it ends before."""
+    rows = np.empty((n, d), dtype)
+    left = memoryview(rows.reshape(-1).view(np.uint8).data)
+    while len(left):
+        got = file.readinto(left)  # type: ignore[attr-defined]
+        if not got:
+            raise OSError(f"{file.name}: it has become shorter while it was read")
+        left = left[got:]
+    return rows
+
+
+def choose_member(path: Path, names: Sequence[str], column: str | None) -> str:
+    """The member of an .npz file that holds the queries."""
+    if column is not None and f"{column}.npy" in names:
+        return f"{column}.npy"
+    if column is None and len(names) == 1:
+        return names[0]
+    listed = ", ".join(name.removesuffix(".npy") for name in names) or "nothing"
+    raise ValueError(f"{path} holds {listed}: choose the queries with --column")
+
+
+def check_schema(path: Path, schema: Any, column: str, task: Task) -> None:
+    """ValueError or TypeError unless there is such a column of lists of numbers."""
+    from headroute.batch.arrow import check_columns
+
+    try:
+        check_columns(schema, column, task)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def arrow_library(module: str) -> Any:
+    return library(module, "reading or writing Parquet, Arrow or JSON lines", "arrow")
