@@ -214,7 +214,7 @@ def command_route(args: argparse.Namespace) -> int:
 def command_project(args: argparse.Namespace) -> int:
     from headroute.batch import project_files
     from headroute.database import Database
-    from headroute.loading import load_encoder, router_of, searched_answers, stored_heads
+    from headroute.loading import router_of, searched_answers, stored_heads
     from headroute.report import projection_text
     from headroute.router import Router
 
@@ -233,7 +233,7 @@ def command_project(args: argparse.Namespace) -> int:
         args.inputs,
         args.destination,
         column=args.column,
-        embed=(lambda texts: load_encoder(model).encode_queries(texts)) if model else None,
+        model=model,
         batch_rows=args.batch_rows,
         restart=args.restart,
         heads_path=args.router or args.db,

@@ -227,6 +227,9 @@ def projection_text(report: ProjectionReport) -> str:
     if report.kind == "projected":
         bound = f"no row is off by more than {rounded_up(report.bound)} of the longest answer"
         lines.append(("accuracy", f"{report.precision}; {bound}"))
+    if report.rows and report.resumed_rows == report.rows:
+        lines.append(("time", "none: the run was complete"))
+        return f"{report.output}\n" + facts(lines)
     rates = f"{report.rows_per_second:,.0f} queries/s, {report.bytes_per_second / 1e9:.2f} GB/s"
     lines.append(("time", f"{report.seconds:.2f} s, {rates}, reading and writing included"))
     return f"{report.output}\n" + facts(lines)

@@ -96,8 +96,6 @@ def queries_of(array: pa.Array, column: str, d: int) -> Queries:
     when no row has length d."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    if is_list_view(array.type):
-        array = array.cast(pa.large_list(array.type.value_type))
     n = len(array)
     lengths = lengths_of(array)
     faults = {
@@ -131,16 +129,12 @@ def check_list_type(type_: pa.DataType, column: str) -> pa.DataType:
     """The type of the lists of real numbers; TypeError for another one."""
     if isinstance(type_, pa.BaseExtensionType):
         type_ = type_.storage_type
-    lists = pa.types.is_fixed_size_list(type_) or pa.types.is_list(type_) or is_list_view(type_)
-    if not (lists or pa.types.is_large_list(type_)) or not (
+    lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    if not any(is_list(type_) for is_list in lists) or not (
         pa.types.is_floating(type_.value_type) or pa.types.is_integer(type_.value_type)
     ):
         raise TypeError(f"column {column!r} must hold lists of real numbers, got {type_}")
     return type_
-
-
-def is_list_view(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_list_view(type_) or pa.types.is_large_list_view(type_))
 
 
 def lengths_of(array: pa.Array) -> npt.NDArray[np.int64]:
@@ -176,7 +170,9 @@ def with_results(
     schema = pa.schema([]) if others is None else others.schema
     for field in fields:
         schema = schema.append(pa.field(field.name, list_type(field)))
-    return pa.RecordBatch.from_arrays([*(others.columns if others else ()), *arrays], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [*(() if others is None else others.columns), *arrays], schema=schema
+    )
 
 
 def list_type(field: Field) -> pa.DataType:

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from headroute.batch import manifest as manifests
 from headroute.batch.manifest import Manifest, Progress
@@ -72,7 +71,7 @@ def project_files(
     destination: str | os.PathLike[str],
     *,
     column: str | None = None,
-    embed: Callable[[Sequence[str]], npt.NDArray[np.float32]] | None = None,
+    model: str | None = None,
     batch_rows: int | None = None,
     restart: bool = False,
     heads_path: Path | None = None,
@@ -86,7 +85,7 @@ def project_files(
         destination: a name that ends in .npy, replaced when the run is complete; or a folder, new
             or empty or of the same run.
         column: that of the queries: "embedding" by default, "text" in .jsonl.
-        embed: makes vectors (n, d) of the texts in .jsonl files.
+        model: embeds the texts in .jsonl files, a sentence-transformers name or folder.
         batch_rows: rows computed at a time; 16 MiB by default.
         restart: begin anew, whatever is there of this output's run.
         heads_path: the file that the router is from, which is never overwritten.
@@ -100,7 +99,7 @@ def project_files(
     started = time.perf_counter()
     task = Task(router, **options)
     paths = find_files(inputs)
-    sources = [open_source(path, Opening(task, column, embed)) for path in paths]
+    sources = [open_source(path, Opening(task, column, model)) for path in paths]
     rows = sum(source.rows for source in sources)
     place = Path(destination)
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
@@ -114,7 +113,9 @@ def project_files(
     part_rows = max(block_rows, PART_BYTES // row_bytes // block_rows * block_rows)
     jobs = list(cut(sources, part_rows))
     identity = {
-        "task": task.identity(),
+        **task.identity(),
+        "column": column,
+        "model": model,
         "rows a part": part_rows,
         "inputs": described(sources),
     }
@@ -254,40 +255,64 @@ def do_parts(
     """Reading and writing have a thread each; computing is here, with the kernel's threads; and
     what waits for the disk has another.
     """
-    with (
-        ThreadPoolExecutor(1, "read") as reader,
-        ThreadPoolExecutor(1, "write") as writer,
-        ThreadPoolExecutor(1, "keep") as keeper,
-    ):
-        writes: deque[Future[None]] = deque()
-        keeps: deque[Future[None]] = deque()
+    done = run.done
+    with ThreadPoolExecutor(1, "read") as reader, Stage("keep") as keeper, Stage("write") as writer:
 
         def end_part(done: Progress) -> None:
             sink.end_part()
-            keeps.append(keeper.submit(keep_part, sink, run, done))
-            wait_for(keeps, _AHEAD)
+            keeper.submit(keep_part, sink, run, done)
 
-        done = run.done
+        for job, first, block in ahead(reader, pieces_of(jobs, block_rows)):
+            if block is None:
+                done = replace(done, parts=job.number + 1, rows=first)
+                writer.submit(end_part, done)
+                continue
+            results = solve_block(task, block, job, first)
+            done = replace(
+                done,
+                null_rows=done.null_rows + len(results.bad),
+                zero_queries=done.zero_queries + count_zero_rows(block, results),
+            )
+            writer.submit(sink.write, Solved(first, results, block.others))
+            advance(len(block.queries.rows))
+
+
+class Stage:
+    """Calls that a thread of its own makes, in order, and none after one that failed.
+
+    At the end of the block all have been made; what went wrong in one is raised there, or before.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._calls: deque[Future[None]] = deque()
+        self._failure: BaseException | None = None
+
+    def submit(self, call: Callable[..., None], *arguments: object) -> None:
+        """Wait until few calls are left; raises what went wrong in one of them."""
+        self._wait(_AHEAD)
+        self._calls.append(self._thread.submit(self._make, call, arguments))
+
+    def _make(self, call: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        if self._failure is not None:
+            raise self._failure
         try:
-            for job, first, block in ahead(reader, pieces_of(jobs, block_rows)):
-                if block is None:
-                    done = replace(done, parts=job.number + 1, rows=first)
-                    writes.append(writer.submit(end_part, done))
-                    continue
-                results = solve_block(task, block, job, first)
-                done = replace(
-                    done,
-                    null_rows=done.null_rows + len(results.bad),
-                    zero_queries=done.zero_queries + count_zero_rows(block, results),
-                )
-                writes.append(writer.submit(sink.write, Solved(first, results, block.others)))
-                wait_for(writes, _AHEAD)
-                advance(len(block.queries.rows))
-            wait_for(writes, 0)
-            wait_for(keeps, 0)
-        finally:
-            for future in (*writes, *keeps):
-                future.cancel()
+            call(*arguments)
+        except BaseException as failure:
+            self._failure = failure
+            raise
+
+    def _wait(self, left: int) -> None:
+        while len(self._calls) > left:
+            self._calls.popleft().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait(0)
 
 
 def keep_part(sink: Sink, run: Manifest, done: Progress) -> None:
@@ -306,12 +331,6 @@ def ahead(executor: ThreadPoolExecutor, pieces: Iterator[Piece]) -> Iterator[Pie
     finally:
         for future in coming:
             future.cancel()
-
-
-def wait_for(futures: deque[Future[None]], left: int) -> None:
-    """Until so many are left; raises what went wrong in one."""
-    while len(futures) > left:
-        futures.popleft().result()
 
 
 def solve_block(task: Task, block: Block, job: Job, first: int) -> Results:

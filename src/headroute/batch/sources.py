@@ -9,20 +9,24 @@ A part is what is done whole or not at all. Blocks of a part are read in order, 
 is larger than asked for but where a file has no finer grain.
 """
 
+import errno
 import glob
+import mmap
 import os
+import sys
 import zipfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from headroute._optional import library
 from headroute.batch.task import Queries, Task
+from headroute.loading import load_encoder
 
 
 class Part(NamedTuple):
@@ -58,7 +62,7 @@ class Opening:
 
     task: Task
     column: str | None = None  # None: "embedding", "text", or the only member
-    embed: Callable[[Sequence[str]], npt.NDArray[np.float32]] | None = None
+    model: str | None = None  # embeds texts
 
     def vectors_column(self) -> str:
         return self.column or "embedding"
@@ -123,16 +127,17 @@ def even_parts(rows: int, part_rows: int) -> list[Part]:
 
 
 class NpySource:
-    """A .npy file, read into memory of its own; in Fortran order through a map of it."""
+    """A .npy file in either order, mapped: its rows are computed from where the system has them."""
 
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
         try:
             with open(path, "rb") as file:
-                self._shape, self._fortran, self._dtype = read_header(file)
+                self._shape, fortran, self._dtype = read_header(file)
                 self._start = file.tell()
         except ValueError as error:
             raise ValueError(f"{path} is not a .npy file of numbers: {error}") from None
+        self._order: Literal["F", "C"] = "F" if fortran else "C"
         self.rows, self.row_bytes = check_array(path, self._shape, self._dtype, opening.task)
         if self._start + self.rows * self.row_bytes > path.stat().st_size:
             raise ValueError(f"{path} is not a .npy file of numbers: it ends before its last row")
@@ -141,15 +146,16 @@ class NpySource:
         return even_parts(self.rows, part_rows)
 
     def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
-        if self._fortran:
-            array = np.memmap(self.path, self._dtype, "r", self._start, self._shape, "F")
+        with open(self.path, "rb") as file:
             for first, n in steps(part, block_rows):
-                yield Block(Queries(array[first : first + n], {}))
-            return
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self._start + part.first * self.row_bytes)
-            for _, n in steps(part, block_rows):
-                yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+                if self._order == "F":  # a block has pages from all over the file
+                    array = np.memmap(file, self._dtype, "r", self._start, self._shape, "F")
+                    yield Block(Queries(array[first : first + n], {}))
+                else:  # a map of its own, so that its pages go when it does
+                    start = self._start + first * self.row_bytes
+                    rows = np.memmap(file, self._dtype, "r", start, (n, self._shape[1]))
+                    read_now(rows)
+                    yield Block(Queries(rows, {}))
 
 
 class NpzSource:
@@ -257,9 +263,9 @@ class JsonlSource:
         self.path = path
         self._column = opening.column or "text"
         self._dim = opening.task.router.query_dim
-        if opening.embed is None:
-            raise ValueError(f"{path} holds texts: embedding them needs a model")
-        self._embed = opening.embed
+        if opening.model is None:
+            raise ValueError(f"{path} holds texts: say which --model embeds them")
+        self._model = opening.model
         self._ends = line_ends(path)
         self.rows = len(self._ends)
         self.row_bytes = self._dim * 4
@@ -302,7 +308,7 @@ class JsonlSource:
         faults = {place: "is null" for place, text in enumerate(known) if text is None}
         rows = np.zeros((n, self._dim), np.float32)
         given = [place for place in range(n) if place not in faults]
-        vectors = self._embed([known[place] for place in given])
+        vectors = load_encoder(self._model).encode_queries([known[place] for place in given])
         if vectors.shape[1:] != (self._dim,):
             raise ValueError(
                 f"{self.path}: embeddings have {vectors.shape[1]} columns, the heads expect "
@@ -369,6 +375,25 @@ def check_array(
         raise ValueError(f"{path} has shape {shape}, expected two dimensions: (queries, dimension)")
     task.router.project(np.empty((0, shape[1]), dtype))  # every check but the rows' own
     return shape[0], shape[1] * dtype.itemsize
+
+
+# Linux: read the pages of a map from the disk, and make them this process's, all at once.
+_MADV_POPULATE_READ = 22
+
+
+def read_now(rows: np.memmap) -> None:
+    """Have a map read here and now, not when its pages are first touched.
+
+    Raises OSError when its file has become shorter.
+    """
+    pages = rows.base
+    if not (sys.platform == "linux" and isinstance(pages, mmap.mmap)):
+        return
+    try:
+        pages.madvise(_MADV_POPULATE_READ)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Linux before 5.14 does not know it
+            raise
 
 
 def read_rows(file: IO[bytes], n: int, d: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

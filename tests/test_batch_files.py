@@ -1,0 +1,285 @@
+"""Files in, files out: every kind of input gives the rows of the router."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from headroute import Router
+from headroute.batch import job, project_files
+from headroute.batch.sources import find_files, whole_grains
+from headroute.cli import main
+
+D, E, K, N = 24, 16, 7, 2500
+BLOCK_ROWS = 300
+
+
+@pytest.fixture
+def heads(rng) -> Router:
+    return Router(rng.standard_normal((K, D)), rng.standard_normal((K, E)), temperature=0.2)
+
+
+@pytest.fixture
+def queries(rng) -> np.ndarray:
+    return rng.standard_normal((N, D), dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch) -> None:
+    """Several parts of several blocks of a small file."""
+    monkeypatch.setattr(job, "BLOCK_BYTES", BLOCK_ROWS * D * 4)
+    monkeypatch.setattr(job, "PART_BYTES", 3 * BLOCK_ROWS * D * 4)
+
+
+def arrow_table(queries: np.ndarray, first: int = 0) -> pa.Table:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(queries.reshape(-1)), queries.shape[1])
+    ids = pa.array(range(first, first + len(queries)))
+    return pa.table({"id": ids, "embedding": vectors, "text": pa.array(map(str, ids.to_pylist()))})
+
+
+def write(path: Path, queries: np.ndarray) -> Path:
+    table = arrow_table(queries)
+    if path.suffix == ".npy":
+        np.save(path, queries)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, embedding=queries, other=queries[:2])
+    elif path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=400)
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table, max_chunksize=350)
+    return path
+
+
+KINDS = ("npy", "npz", "parquet", "arrow", "feather")
+
+
+def vectors(table: pa.Table, name: str = "projected") -> np.ndarray:
+    column = table.column(name).combine_chunks()
+    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("destination", ["out.npy", "out"])
+def test_every_kind_of_file(tmp_path, heads, queries, kind, destination) -> None:
+    source = write(tmp_path / f"q.{kind}", queries)
+    column = "embedding" if kind == "npz" else None
+    report = project_files(heads, [source], tmp_path / destination, column=column)
+    assert (report.rows, report.resumed_rows, report.null_rows) == (N, 0, 0)
+    expected = heads.project(queries)
+    if destination == "out.npy":
+        np.testing.assert_array_equal(np.load(tmp_path / destination), expected)
+        assert {path.name for path in tmp_path.iterdir()} == {f"q.{kind}", "out.npy"}
+        return
+    table = pq.read_table(tmp_path / destination)
+    np.testing.assert_array_equal(vectors(table), expected)
+    passed = ["id", "text"] if kind in ("parquet", "arrow", "feather") else []
+    assert table.column_names == [*passed, "projected"]
+    if passed:
+        assert table.column("id").to_pylist() == list(range(N))
+    parts = sorted(path.name for path in (tmp_path / destination).glob("part-*"))
+    assert parts == [f"part-{number:05}.parquet" for number in range(len(parts))]
+    assert len(parts) == 3
+    assert ds.dataset(tmp_path / destination).count_rows() == N  # the manifest is passed over
+
+
+def test_folders_patterns_and_order(tmp_path, heads, queries) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "_temporary").mkdir()
+    pieces = np.array_split(queries, 4)
+    write(folder / "b.npy", pieces[0])
+    write(folder / "c.parquet", pieces[1])
+    write(folder / "deep" / "a.arrow", pieces[2])
+    write(folder / "_temporary" / "z.npy", pieces[3])
+    (folder / "README.md").write_text("not a query")
+    (folder / "_headroute.json").write_text("{}")
+    (folder / ".hidden.npy").write_text("not a query")
+    project_files(heads, [folder], tmp_path / "p.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(np.vstack(pieces[:3])))
+    found = find_files([folder / "deep", str(folder / "*.n*y"), folder / "c.parquet"])
+    assert [path.name for path in found] == ["a.arrow", "b.npy", "c.parquet"]
+
+
+def test_inputs_that_cannot_be(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.npy", queries)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "q.txt").write_text("hello")
+    (tmp_path / "bad.parquet").write_text("hello")
+    (tmp_path / "bad.arrow").write_text("hello")
+    (tmp_path / "bad.npz").write_text("hello")
+    os.mkfifo(tmp_path / "fifo.npy")
+    write(tmp_path / "two.npz", queries)
+    pq.write_table(arrow_table(queries[:, :9]), tmp_path / "nine.parquet")
+    for inputs, error, message in [
+        ([tmp_path / "nowhere.npy"], OSError, "No such file"),
+        ([tmp_path / "empty"], ValueError, "no file there ends in .npy, .npz"),
+        ([str(tmp_path / "*.json")], ValueError, "no file there ends in"),
+        ([source, tmp_path / "empty" / ".." / "q.npy"], ValueError, "among the inputs twice"),
+        ([tmp_path / "q.txt"], ValueError, "q.txt: the name of an input ends in one of .npy"),
+        ([tmp_path / "bad.parquet"], ValueError, "bad.parquet is not a Parquet file"),
+        ([tmp_path / "bad.arrow"], ValueError, "bad.arrow is not a file in Arrow's file format"),
+        ([tmp_path / "bad.npz"], ValueError, "bad.npz is not an .npz file"),
+        ([tmp_path / "fifo.npy"], ValueError, "fifo.npy is not a plain file"),
+        ([tmp_path / "two.npz"], ValueError, "holds embedding, other: choose the queries with"),
+        (
+            [source, tmp_path / "nine.parquet"],
+            ValueError,
+            "nine.parquet: column 'embedding' has 9 numbers a row, the heads expect 24",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            project_files(heads, inputs, tmp_path / "p.npy")
+    assert not (tmp_path / "p.npy").exists()
+    assert not list(tmp_path.glob(".p.npy*"))
+
+
+@pytest.mark.parametrize("on_bad", ["raise", "null"])
+@pytest.mark.parametrize("destination", ["out.npy", "out"])
+def test_bad_rows_in_the_third_of_five_files(
+    tmp_path, heads, queries, on_bad, destination, capsys
+) -> None:
+    pieces = np.array_split(queries, 5)
+    rows = [piece.tolist() for piece in pieces]
+    rows[2][123] = rows[2][123][:7]
+    rows[2][321] = None
+    rows[2][322] = [float("nan")] * D
+    for number, piece in enumerate(rows):
+        lists = pa.array(piece, pa.list_(pa.float32()))
+        table = pa.table({"v": lists, "id": range(len(piece))})
+        pq.write_table(table, tmp_path / f"q{number}.parquet", row_group_size=50)
+    heads.save(tmp_path / "r.safetensors")
+    command = ["project", f"{tmp_path}/q*.parquet", "--router", f"{tmp_path}/r.safetensors"]
+    command += ["-o", f"{tmp_path}/{destination}", "--column", "v", "--on-bad", on_bad]
+    assert main(command) == (2 if on_bad == "raise" else 0)
+    out, err = capsys.readouterr()
+    if on_bad == "raise":
+        assert "q2.parquet: query 123 has 7 numbers, the heads expect 24; the first 1,000" in err
+        command[-1] = "null"  # goes on behind what is done
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert "1,000 of them by an earlier run" in " ".join(out.split())
+    assert "3 bad queries got no result" in " ".join(out.split())
+    bad = np.zeros(N, bool)
+    bad[1000 + np.array([123, 321, 322])] = True
+    expected = heads.project(np.where(bad[:, np.newaxis], 0, queries))
+    if destination == "out.npy":
+        expected[bad] = np.nan
+        np.testing.assert_array_equal(np.load(tmp_path / destination), expected)
+        return
+    table = pq.read_table(tmp_path / destination)
+    np.testing.assert_array_equal(table.column("projected").is_null(), bad)
+    np.testing.assert_array_equal(vectors(table), expected[~bad])
+    assert table.column("id").to_pylist() == list(range(500)) * 5
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ("weights", ["weights"]),
+        ("top-k", ["top_heads", "top_weights"]),
+        ("answers", ["answers", "answer_scores"]),
+    ],
+)
+def test_other_outputs(tmp_path, heads, queries, output, names) -> None:
+    queries[[4, 2000], 1] = np.inf
+    source = write(tmp_path / "q.npy", queries)
+    options = {"output": output, "k": 3, "on_bad": "null", "dtype": "float16"}
+    project_files(heads, [source], tmp_path / "p.npy", **options)
+    project_files(heads, [source], tmp_path / "p", **options)
+    flat, table = np.load(tmp_path / "p.npy"), pq.read_table(tmp_path / "p")
+    assert table.column_names == names
+    good = np.setdiff1d(np.arange(N), [4, 2000])
+    for name in names:
+        column = flat if len(names) == 1 else flat[name]
+        np.testing.assert_array_equal(column[good], vectors(table, name))
+        nothing = column[[4, 2000]]
+        assert np.isnan(nothing).all() if column.dtype.kind == "f" else (nothing == -1).all()
+    if output == "weights":
+        expected = heads.route(queries[good]).astype(np.float16)
+        np.testing.assert_array_equal(flat[good], expected)
+    if output == "top-k":
+        np.testing.assert_array_equal(
+            flat["top_heads"][good], heads.top_heads(queries[good], 3).indices
+        )
+
+
+def test_texts(tmp_path, capsys) -> None:
+    """Through the command line, by a database; blank lines count for nothing."""
+    assert main(["quickstart", str(tmp_path / "q")]) == 0
+    db = str(next((tmp_path / "q").glob("*.db")))
+    lines = [json.dumps({"question": f"How do I reset password {n}?", "n": n}) for n in range(20)]
+    lines[3] = json.dumps({"question": None, "n": 3})
+    (tmp_path / "t.jsonl").write_text("\n \n" + "\n\n".join(lines) + "\n\n")
+    command = ["project", f"{tmp_path}/t.jsonl", "--db", db, "-o", f"{tmp_path}/out"]
+    command += ["--output", "answers", "--top-k", "2", "--batch-rows", "6"]
+    assert main(command) == 2
+    assert "there is no 'text' in objects 0 to 5, only question, n" in capsys.readouterr().err
+    command += ["--column", "question"]
+    assert main(command) == 2
+    assert "t.jsonl: query 3 is null" in capsys.readouterr().err
+    assert main([*command, "--on-bad", "null"]) == 0
+    capsys.readouterr()
+    table = pq.read_table(tmp_path / "out")
+    assert table.column_names == ["question", "n", "answers", "answer_scores"]
+    assert table.column("n").to_pylist() == list(range(20))
+    assert table.column("answers").null_count == 1
+    assert main(["search", "How do I reset password 19?", "--db", db, "--json"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert table.column("answers")[19].as_py() == [hit["answer_id"] for hit in found[:2]]
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": "b"} {"text": "c"}\n')
+    (tmp_path / "worse.jsonl").write_text('{"text": "a"}\n{"text": ')
+    (tmp_path / "number.jsonl").write_text('{"text": 1}\n')
+    for name, message in [
+        ("bad", "2 lines hold 3 objects"),
+        ("worse", "not one JSON object a line, in objects 0 to 1"),
+        ("number", "'text' must be texts, got int64"),
+    ]:
+        command = ["project", f"{tmp_path}/{name}.jsonl", "--db", db, "-o", f"{tmp_path}/o.npy"]
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_model_of_another_dimension_and_none_at_all(tmp_path, heads, capsys) -> None:
+    heads.save(tmp_path / "r.safetensors")
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    command = ["project", f"{tmp_path}/t.jsonl", "--router", f"{tmp_path}/r.safetensors"]
+    command += ["-o", f"{tmp_path}/p.npy"]
+    assert main(command) == 2
+    assert "t.jsonl holds texts: say which --model embeds them" in capsys.readouterr().err
+    assert main([*command, "--model", "all-MiniLM-L6-v2"]) == 2
+    assert "embeddings have 384 columns, the heads expect 24" in capsys.readouterr().err
+
+
+def test_no_rows(tmp_path, heads, queries) -> None:
+    for number, kind in enumerate(KINDS):
+        source = write(tmp_path / f"q.{kind}", queries[:0])
+        column = "embedding" if kind == "npz" else None
+        out = tmp_path / f"p{number}.npy"
+        assert project_files(heads, [source], out, column=column).rows == 0
+        assert np.load(out).shape == (0, E)
+        assert project_files(heads, [source], tmp_path / f"p{number}", column=column).rows == 0
+
+
+def test_whole_grains() -> None:
+    parts = whole_grains([5, 0, 3, 9, 2, 0], 6)
+    assert [(part.first, part.rows, list(part.grains)) for part in parts] == [
+        (0, 8, [0, 1, 2]),
+        (8, 9, [3]),
+        (17, 2, [4, 5]),
+    ]
+    assert whole_grains([], 6) == []
+    assert whole_grains([0, 0], 6) == []
+
+
+def test_input_files_stay_as_they_are(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.npy", queries)
+    source.chmod(0o400)
+    before = source.read_bytes()
+    project_files(heads, [source], tmp_path / "p.npy")
+    assert source.read_bytes() == before
