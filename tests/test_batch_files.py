@@ -211,8 +211,15 @@ def test_other_outputs(tmp_path, heads, queries, output, names) -> None:
 
 def test_texts(tmp_path, capsys) -> None:
     """Through the command line, by a database; blank lines count for nothing."""
-    assert main(["quickstart", str(tmp_path / "q")]) == 0
-    db = str(next((tmp_path / "q").glob("*.db")))
+    faq = [
+        {"question": question, "answer": answer}
+        for answer in ("Press reset.", "Call us.", "Look at the lamp.")
+        for question in (f"{answer} When?", f"Why? {answer}", f"How to: {answer}")
+    ]
+    (tmp_path / "faq.jsonl").write_text("\n".join(map(json.dumps, faq)))
+    db = f"{tmp_path}/lda.db"
+    assert main(["import", f"{tmp_path}/faq.jsonl", "--db", db]) == 0
+    assert main(["train", "--db", db, "--method", "centroid"]) == 0
     lines = [json.dumps({"question": f"How do I reset password {n}?", "n": n}) for n in range(20)]
     lines[3] = json.dumps({"question": None, "n": 3})
     (tmp_path / "t.jsonl").write_text("\n \n" + "\n\n".join(lines) + "\n\n")

@@ -7,6 +7,7 @@ the manifest speaks of. The results are the same bits as those of a run without 
 native backend for whatever blocks they came in.
 """
 
+import contextlib
 import glob
 import os
 import time
@@ -192,17 +193,20 @@ def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_
     before = run.done.parts
     rows = sum(job.part.rows for job in jobs)
     try:
-        sink.lock()
+        with said_of(sink.path):
+            sink.lock()
         try:
-            run.save()  # before anything of an older run is removed
-            remove_temporaries(sink.manifest)
-            sink.begin(before)
+            with said_of(sink.path):
+                run.save()  # before anything of an older run is removed
+                remove_temporaries(sink.manifest)
+                sink.begin(before)
             with rows_progress(rows, run.done.rows, moved_bytes(task, jobs)) as advance:
                 do_parts(task, sink, run, jobs[before:], block_rows, advance)
-            sink.finish()
-            if sink.keeps_manifest:
-                run.complete = True
-                run.save()
+            with said_of(sink.path):
+                sink.finish()
+                if sink.keeps_manifest:
+                    run.complete = True
+                    run.save()
         except BaseException as error:
             if run.done.parts:
                 way = ", past this row with --on-bad null" if isinstance(error, BadRowError) else ""
@@ -213,12 +217,18 @@ def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_
             else:
                 sink.discard()
             raise
-    except OSError as error:  # in the user's words, not of our temporary names
-        if error.filename is None or str(error.filename).startswith(str(sink.path.parent)):
-            error.filename = str(sink.path)
-        raise
     finally:
         sink.close()
+
+
+@contextlib.contextmanager
+def said_of(path: Path) -> Iterator[None]:
+    """An OSError here is of this path, in the user's words, not of our temporary names."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def remove_temporaries(manifest: Path) -> None:
@@ -238,10 +248,21 @@ class Piece(NamedTuple):
 def pieces_of(jobs: Sequence[Job], block_rows: int) -> Iterator[Piece]:
     for job in jobs:
         first = job.first
-        for block in job.source.blocks(job.part, block_rows):
+        blocks = job.source.blocks(job.part, block_rows)
+        while (block := read_block(job.source.path, blocks)) is not None:
             yield Piece(job, first, block)
             first += len(block.queries.rows)
         yield Piece(job, first, None)
+
+
+def read_block(path: Path, blocks: Iterator[Block]) -> Block | None:
+    """The next block, if there is one; what went wrong is said of the file."""
+    try:
+        return next(blocks, None)
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def do_parts(
@@ -256,7 +277,11 @@ def do_parts(
     what waits for the disk has another.
     """
     done = run.done
-    with ThreadPoolExecutor(1, "read") as reader, Stage("keep") as keeper, Stage("write") as writer:
+    with (
+        ThreadPoolExecutor(1, "read") as reader,
+        Stage("keep", sink.path) as keeper,
+        Stage("write", sink.path) as writer,
+    ):
 
         def end_part(done: Progress) -> None:
             sink.end_part()
@@ -283,7 +308,8 @@ class Stage:
     At the end of the block all have been made; what went wrong in one is raised there, or before.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, path: Path) -> None:
+        self._path = path  # what errors are said of
         self._thread = ThreadPoolExecutor(1, name)
         self._calls: deque[Future[None]] = deque()
         self._failure: BaseException | None = None
@@ -297,7 +323,8 @@ class Stage:
         if self._failure is not None:
             raise self._failure
         try:
-            call(*arguments)
+            with said_of(self._path):
+                call(*arguments)
         except BaseException as failure:
             self._failure = failure
             raise
@@ -374,5 +401,9 @@ def check_output(place: Path, inputs: Sequence[Path]) -> None:
             raise ValueError(
                 f"cannot write {place}: results go to a name that ends in .npy, or to a folder"
             )
-        if any(place.iterdir()) and not (place / MANIFEST).exists():
+        # A process may have been killed before its manifest had its name.
+        if (
+            any(not path.name.startswith(MANIFEST) for path in place.iterdir())
+            and not (place / MANIFEST).exists()
+        ):
             raise ValueError(f"cannot write to {place}: the folder is not empty, and not of a run")

@@ -208,9 +208,10 @@ class ParquetSink:
         pass
 
     def close(self) -> None:
-        if self._writer is not None:
-            with contextlib.suppress(OSError):  # its footer is of no use, and the disk may be full
+        if self._writer is not None:  # its part is of no use; the disk may be full
+            with contextlib.suppress(OSError):
                 self._writer.close()
+            self._ended.pop().unlink(missing_ok=True)
         if self._folder is not None:
             os.close(self._folder)
 
