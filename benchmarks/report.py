@@ -78,6 +78,14 @@ that a call takes 30 to 60 ms, and a multiple of 2,016, which two threads can sh
 one thread; the system's part is mostly memory handed out for the first time. A GB is 10⁹ bytes.""",
     ),
     Section(
+        "Whole files",
+        lambda run: "\n\n".join(filter(None, (tables.files_table(run), tables.peak_text(run)))),
+        """`headroute project`, whole processes, d = e = 384, K = 64, τ = 0.1, inputs in the page cache. GB/s of bytes read and written.
+For .npy the share is that of the slower of `cp` and the kernel alone on memory; for Parquet that of the faster of two ways
+in which pyarrow reads the file and writes it again: as it comes, and without dictionaries and compression. headroute's
+bytes are on the disk when it ends, cp's need not be.""",
+    ),
+    Section(
         "Against the machine",
         tables.sgemm_table,
         after="""NumPy's own figure depends on which kernels its BLAS chooses for the CPU, named above: a BLAS that does not know the CPU

@@ -12,6 +12,8 @@ SINGLE_TARGETS = {16: 0.4, 64: 0.4, 1024: 0.65}
 SINGLE_INT16_TARGETS = {1024: 0.4}
 FLOAT16_TARGETS = {16: 1.4}  # the float32 call's time over the float16 call's
 SHAPE_TARGET = 0.9  # of the GFLOP/s at d = e = 384
+FILES_TARGET = 0.8  # of the speed of the slower of cp and the kernel; of pyarrow's rewriting
+PEAK_TARGET = 1.1  # peak memory of 10,000,000 rows over that of 100,000
 MILLION_TARGET = 0.85  # of the float32 ceiling
 
 
@@ -244,3 +246,42 @@ def million_table(run: Run) -> str:
     header = ["K", "made in, s (the system's part)", "heads, GB", "packed, GB", "N"]
     header += ["µs a query", "GFLOP/s", "float32 ceiling", "share", "target"]
     return table(header, rows)
+
+
+def files_table(run: Run) -> str:
+    rows = []
+    for suite, title, peers in (
+        ("npy files", ".npy", ("cp", "cp and sync", "kernel")),
+        ("parquet files", "Parquet", ("pyarrow", "pyarrow-plain")),
+    ):
+        for _, race in run.races(suite, "headroute", *peers):
+            ours = race["headroute"]
+            gigabytes = (
+                ours.queries * 4 * (ours.facts["query_dim"] + ours.facts["answer_dim"]) / 1e9
+            )
+            if suite == "npy files":
+                limit = max(race["cp"].seconds, race["kernel"].seconds)
+            else:
+                limit = min(race[name].seconds for name in peers)
+            share = limit / ours.seconds
+            rows.append(
+                [
+                    f"{title}, {ours.queries:,} queries",
+                    f"**{ours.seconds:.2f}** ({gigabytes / ours.seconds:.2f})",
+                    ", ".join(f"{name} {race[name].seconds:.2f}" for name in peers),
+                    f"**{share:.2f}**",
+                    verdict(share >= FILES_TARGET, FILES_TARGET, "≥"),
+                ]
+            )
+    header = ["files", "headroute, s (GB/s)", "beside it, s", "share of the speed", "target"]
+    return table(header, rows)
+
+
+def peak_text(run: Run) -> str:
+    for _, race in run.races("npy files", "headroute"):
+        few, many = (race["headroute"].facts[name] for name in ("peak_few", "peak_many"))
+        return (
+            f"Peak memory: {few:.0f} MiB for 100,000 queries, {many:.0f} MiB for 10,000,000, "
+            f"{many / few:.2f} times ({verdict(many / few <= PEAK_TARGET, PEAK_TARGET, '≤')})."
+        )
+    return ""
