@@ -1,0 +1,290 @@
+"""What docs/scale.md measures: the kernel, the disk, Parquet and the start of a process.
+
+Figures are medians over rounds, in which everything that is compared takes its turn; all data are
+seeded. Every file is written into one folder and removed. A GB is 10⁹ bytes. Not responsible for:
+what follows from the figures (scale_model.py).
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from problem import DIM, Problem
+
+from headroute import Router, get_num_threads
+
+HEADS = (64, 1_024, 16_384)
+TOP = 8  # heads of a top-k result
+QUERIES = {64: 50_000, 1_024: 50_000, 16_384: 3_125}  # calls of 15 to 800 ms
+KERNELS = ("float32", "float16 files", "int16", "int16, float16 files", "top_heads", "route")
+PARQUET = ("float32 list", "float16 list", "float32 binary", "float16 binary")
+CHECK_ROWS = 1_000_000
+_ROUNDS = 5
+_DISK_ROUNDS = 3
+_PARQUET_ROWS = 100_000
+_BLOCK = 8 << 20  # of a read or write: what a streaming program does
+_START = """
+import time
+began = time.perf_counter()
+import sys, numpy, headroute
+imported = time.perf_counter()
+router = headroute.Router.load(sys.argv[1])
+router.project(router.centroids[:1])
+print(imported - began, time.perf_counter() - imported)
+"""
+
+
+class Disk(NamedTuple):
+    """GB/s."""
+
+    read: float
+    write: float  # fsync included
+    read_beside: float  # while a file is written
+    write_beside: float  # while a file is read
+    cached_read: float  # a file in the page cache
+    cached_write: float  # into the page cache, no fsync
+    gigabytes: float  # of the files
+
+
+class Start(NamedTuple):
+    """Seconds of a new process until its first result."""
+
+    importing: float
+    loading: float  # the router's file, packing and one query
+    whole: float  # from outside, the interpreter's own start and end included
+
+
+class Coding(NamedTuple):
+    """GB/s of values, one thread, memory to memory."""
+
+    encode: float
+    decode: float
+
+
+class Check(NamedTuple):
+    """One `headroute project` of a cold file."""
+
+    n_heads: int
+    dtype: str  # of the result
+    seconds: float
+    slowest: float
+    fastest: float
+
+
+class Constants(NamedTuple):
+    kernel: dict[tuple[str, int, int], float]  # (of KERNELS, K, threads) → ns a query
+    top_mass: dict[int, float]  # K → mean weight that TOP heads have
+    disk: Disk
+    parquet: dict[str, Coding]
+    start: dict[int, Start]
+    checks: list[Check]
+    threads: int
+
+
+def measure(folder: Path, report: Callable[[str], None]) -> Constants:
+    """Measure everything, in about four minutes. Files go into `folder`."""
+    threads = get_num_threads()
+    kernel: dict[tuple[str, int, int], float] = {}
+    top_mass = {}
+    start = {}
+    for n_heads in HEADS:
+        report(f"kernel and start, K = {n_heads:,}")
+        problem = Problem.random(n_heads, QUERIES[n_heads])
+        for (name, count), ns in _kernel(problem, sorted({1, threads})).items():
+            kernel[name, n_heads, count] = ns
+        router = Router(problem.centroids, problem.answers, temperature=problem.temperature)
+        top_mass[n_heads] = float(
+            router.top_heads(problem.queries[:1000], TOP).weights.sum(axis=1).mean()
+        )
+        router.save(folder / f"{n_heads}.safetensors")
+        start[n_heads] = _start(folder / f"{n_heads}.safetensors")
+    report("Parquet")
+    parquet = {kind: _parquet(kind) for kind in PARQUET}
+    report("disk")
+    disk = _disk(folder)
+    report("whole runs")
+    checks = list(_checks(folder))
+    return Constants(kernel, top_mass, disk, parquet, start, checks, threads)
+
+
+def _medians(runners: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
+    """Seconds of each, in random order in every round, after a call that is not timed."""
+    order = np.random.default_rng(0)
+    names = list(runners)
+    laps: dict[Any, list[float]] = {name: [] for name in names}
+    for run in runners.values():
+        run()
+    for _ in range(rounds):
+        for i in order.permutation(len(names)):
+            began = time.perf_counter()
+            runners[names[i]]()
+            laps[names[i]].append(time.perf_counter() - began)
+    return {name: median(seconds) for name, seconds in laps.items()}
+
+
+def _kernel(problem: Problem, counts: list[int]) -> dict[tuple[str, int], float]:
+    """ns a query of each of KERNELS by threads; results are checked where they are projections."""
+    options = {"temperature": problem.temperature}
+    exact = Router(problem.centroids, problem.answers, **options)
+    fast = Router(problem.centroids, problem.answers, precision="int16", **options)
+    halves = problem.queries.astype(np.float16)
+    out = {dtype: np.empty((problem.n_queries, DIM), dtype) for dtype in (np.float32, np.float16)}
+    weights = np.empty((problem.n_queries, problem.n_heads), np.float32)
+    largest = float(np.linalg.norm(problem.answers, axis=1).max())
+    runners: dict[Any, Callable[[], object]] = {}
+    for count in counts:
+        for name, run, error in (
+            ("float32", (exact, problem.queries, out[np.float32]), problem.tolerance),
+            ("float16 files", (exact, halves, out[np.float16]), 0.01 * largest),
+            ("int16", (fast, problem.queries, out[np.float32]), fast.plan().bound * largest),
+            ("int16, float16 files", (fast, halves, out[np.float16]), 0.01 * largest),
+        ):
+            router, queries, result = run
+            runners[name, count] = problem.checked(
+                lambda r=router, q=queries, o=result, n=count: r.project(q, out=o, num_threads=n),
+                error,
+            )
+        runners["top_heads", count] = lambda n=count: exact.top_heads(
+            problem.queries, TOP, num_threads=n
+        )
+        runners["route", count] = lambda n=count: exact.route(
+            problem.queries, out=weights, num_threads=n
+        )
+    found = _medians(runners, _ROUNDS)
+    return {key: 1e9 * seconds / problem.n_queries for key, seconds in found.items()}
+
+
+def _start(path: Path) -> Start:
+    laps = []
+    for _ in range(_ROUNDS + 1):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", _START, path], check=True, capture_output=True, text=True
+        )
+        importing, loading = map(float, done.stdout.split())
+        laps.append(Start(importing, loading, time.perf_counter() - began))
+    return Start(*map(median, zip(*laps[1:], strict=True)))
+
+
+def _parquet(kind: str) -> Coding:
+    """A column of vectors, uncompressed and without dictionary, in memory."""
+    dtype = np.float16 if "float16" in kind else np.float32
+    values = np.random.default_rng(0).standard_normal((_PARQUET_ROWS, DIM), np.float32)
+    values = values.astype(dtype)
+    if "list" in kind:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), DIM)
+    else:
+        binary = pa.binary(values.itemsize * DIM)
+        column = pa.Array.from_buffers(binary, len(values), [None, pa.py_buffer(values)])
+    table = pa.table({"vector": column})
+
+    def encode() -> pa.Buffer:
+        stream = pa.BufferOutputStream()
+        pq.write_table(table, stream, compression="none", use_dictionary=False)
+        return stream.getvalue()
+
+    encoded = encode()
+
+    def decode() -> pa.Table:
+        return pq.read_table(pa.BufferReader(encoded), use_threads=False)
+
+    assert decode().equals(table)
+    found = _medians({"encode": encode, "decode": decode}, _ROUNDS)
+    size = values.nbytes / 1e9
+    return Coding(size / found["encode"], size / found["decode"])
+
+
+def _disk(folder: Path) -> Disk:
+    """Sequential, in blocks of 8 MiB of random bytes, which no layer below can compress."""
+    size = _file_size(folder)
+    laps: dict[str, list[float]] = {name: [] for name in Disk._fields}
+    one, two = folder / "one", folder / "two"
+
+    def lap(name: str, run: Callable[[], None], gigabytes: float) -> None:
+        began = time.perf_counter()
+        run()
+        laps[name].append(gigabytes / (time.perf_counter() - began))
+
+    small = 1 << 30  # of the files that stay in the page cache
+    for _ in range(_DISK_ROUNDS):
+        one.unlink(missing_ok=True)
+        lap("write", lambda: _write(one, size), size / 1e9)
+        drop(one)
+        lap("read", lambda: _read(one), size / 1e9)
+        drop(one)
+        reader = threading.Thread(target=lap, args=("read_beside", lambda: _read(one), size / 1e9))
+        reader.start()
+        lap("write_beside", lambda: _write(two, size // 2), size / 2e9)
+        reader.join()
+        two.unlink()
+        lap("cached_write", lambda: _write(two, small, sync=False), small / 1e9)
+        _read(two)
+        lap("cached_read", lambda: _read(two), small / 1e9)
+        two.unlink()
+    one.unlink()
+    return Disk(**{name: median(laps[name]) for name in Disk._fields[:-1]}, gigabytes=size / 1e9)
+
+
+def _file_size(folder: Path) -> int:
+    """4 GiB, or a quarter of what is free."""
+    status = os.statvfs(folder)
+    return min(4 << 30, status.f_bavail * status.f_frsize // 4) // _BLOCK * _BLOCK
+
+
+def _write(path: Path, size: int, sync: bool = True) -> None:
+    block = np.random.default_rng(0).bytes(_BLOCK)
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(size // _BLOCK):
+            file.write(block)
+        if sync:
+            os.fsync(file.fileno())
+
+
+def _read(path: Path) -> None:
+    block = bytearray(_BLOCK)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+
+
+def drop(path: Path) -> None:
+    """Put a file on the disk and out of the page cache."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    """Whole runs of the command on files that are not in the page cache, results on the disk."""
+    rng = np.random.default_rng(0)
+    queries, result = folder / "queries.npy", folder / "projected.npy"
+    for dtype, heads in (("float32", (64, 1_024)), ("float16", (64,))):
+        shape = (CHECK_ROWS, DIM)
+        array = np.lib.format.open_memmap(queries, "w+", np.dtype(dtype), shape)
+        for start in range(0, CHECK_ROWS, 50_000):
+            block = array[start : start + 50_000]
+            block[:] = rng.standard_normal(block.shape, np.float32)
+        array.flush()
+        del array, block
+        for n_heads in heads:
+            command = [sys.executable, "-m", "headroute", "project", queries]
+            command += ["--router", folder / f"{n_heads}.safetensors", "--json"]
+            command += ["--dtype", dtype, "-o", result]
+            laps = []
+            for _ in range(_DISK_ROUNDS):
+                drop(queries)
+                began = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                laps.append(time.perf_counter() - began)
+                result.unlink()
+            yield Check(n_heads, dtype, median(laps), max(laps), min(laps))
+    queries.unlink()
