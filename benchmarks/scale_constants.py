@@ -5,6 +5,7 @@ seeded. Every file is written into one folder and removed. A GB is 10⁹ bytes. 
 what follows from the figures (scale_model.py).
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -24,13 +25,16 @@ from headroute import Router, get_num_threads
 
 HEADS = (64, 1_024, 16_384)
 TOP = 8  # heads of a top-k result
-QUERIES = {64: 50_000, 1_024: 50_000, 16_384: 3_125}  # calls of 15 to 800 ms
+QUERIES = {64: 50_000, 1_024: 20_160, 16_384: 2_016}  # calls of 15 to 500 ms
 KERNELS = ("float32", "float16 files", "int16", "int16, float16 files", "top_heads", "route")
 PARQUET = ("float32 list", "float16 list", "float32 binary", "float16 binary")
+CHECKS = ((64, "float32"), (64, "float16"), (1_024, "float32"))
 CHECK_ROWS = 1_000_000
 _ROUNDS = 5
-_DISK_ROUNDS = 3
+_CHECK_ROUNDS = 3
 _PARQUET_ROWS = 100_000
+_GIB = 1 << 30
+_DISK_GIBS = 12
 _BLOCK = 8 << 20  # of a read or write: what a streaming program does
 _START = """
 import time
@@ -44,15 +48,18 @@ print(imported - began, time.perf_counter() - imported)
 
 
 class Disk(NamedTuple):
-    """GB/s."""
+    """GB/s, sequential. A disk may be fast for some gigabytes and then slow: the first four are
+    medians of what came after most of `gigabytes` had been written."""
 
     read: float
     write: float  # fsync included
     read_beside: float  # while a file is written
     write_beside: float  # while a file is read
+    read_best: float  # the best GiB
+    write_best: float
     cached_read: float  # a file in the page cache
     cached_write: float  # into the page cache, no fsync
-    gigabytes: float  # of the files
+    gigabytes: float  # of the file
 
 
 class Start(NamedTuple):
@@ -71,13 +78,15 @@ class Coding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One `headroute project` of a cold file."""
+    """`headroute project` of a cold file of CHECK_ROWS; seconds."""
 
     n_heads: int
-    dtype: str  # of the result
-    seconds: float
-    slowest: float
+    dtype: str  # of queries and results
+    reading: float  # the queries' bytes alone
+    writing: float  # the results' bytes alone
+    whole: float
     fastest: float
+    slowest: float
 
 
 class Constants(NamedTuple):
@@ -88,6 +97,25 @@ class Constants(NamedTuple):
     start: dict[int, Start]
     checks: list[Check]
     threads: int
+
+
+def to_json(found: Constants) -> str:
+    document = {name: getattr(found, name) for name in Constants._fields}
+    document["kernel"] = [[*key, ns] for key, ns in found.kernel.items()]
+    return json.dumps(document, indent=1)
+
+
+def from_json(text: str) -> Constants:
+    document = json.loads(text)
+    return Constants(
+        kernel={(name, k, threads): ns for name, k, threads, ns in document["kernel"]},
+        top_mass={int(k): mass for k, mass in document["top_mass"].items()},
+        disk=Disk(*document["disk"]),
+        parquet={kind: Coding(*found) for kind, found in document["parquet"].items()},
+        start={int(k): Start(*found) for k, found in document["start"].items()},
+        checks=[Check(*found) for found in document["checks"]],
+        threads=document["threads"],
+    )
 
 
 def measure(folder: Path, report: Callable[[str], None]) -> Constants:
@@ -204,59 +232,72 @@ def _parquet(kind: str) -> Coding:
 
 
 def _disk(folder: Path) -> Disk:
-    """Sequential, in blocks of 8 MiB of random bytes, which no layer below can compress."""
-    size = _file_size(folder)
-    laps: dict[str, list[float]] = {name: [] for name in Disk._fields}
+    """One long file of random bytes, which no layer below can compress, written and read back."""
     one, two = folder / "one", folder / "two"
-
-    def lap(name: str, run: Callable[[], None], gigabytes: float) -> None:
-        began = time.perf_counter()
-        run()
-        laps[name].append(gigabytes / (time.perf_counter() - began))
-
-    small = 1 << 30  # of the files that stay in the page cache
-    for _ in range(_DISK_ROUNDS):
-        one.unlink(missing_ok=True)
-        lap("write", lambda: _write(one, size), size / 1e9)
-        drop(one)
-        lap("read", lambda: _read(one), size / 1e9)
-        drop(one)
-        reader = threading.Thread(target=lap, args=("read_beside", lambda: _read(one), size / 1e9))
-        reader.start()
-        lap("write_beside", lambda: _write(two, size // 2), size / 2e9)
-        reader.join()
-        two.unlink()
-        lap("cached_write", lambda: _write(two, small, sync=False), small / 1e9)
-        _read(two)
-        lap("cached_read", lambda: _read(two), small / 1e9)
-        two.unlink()
-    one.unlink()
-    return Disk(**{name: median(laps[name]) for name in Disk._fields[:-1]}, gigabytes=size / 1e9)
-
-
-def _file_size(folder: Path) -> int:
-    """4 GiB, or a quarter of what is free."""
     status = os.statvfs(folder)
-    return min(4 << 30, status.f_bavail * status.f_frsize // 4) // _BLOCK * _BLOCK
+    gibs = int(max(2, min(_DISK_GIBS, status.f_bavail * status.f_frsize / 3 / _GIB)))
+    written = list(_written(one, gibs))
+    # At once: a disk that throttles by a quota fills it up while it rests.
+    _drop(one)
+    beside: list[float] = []
+    stop = threading.Event()
+    reader = threading.Thread(target=lambda: beside.extend(_read(one, stop)))
+    reader.start()
+    try:
+        written_beside = list(_written(two, max(1, gibs // 3)))
+    finally:
+        stop.set()
+        reader.join()
+    _drop(one)
+    read = list(_read(one))
+    one.unlink()
+    two.unlink()
+    cached_write, cached_read = [], []
+    for _ in range(_ROUNDS):
+        cached_write += _written(two, 1, sync=False)
+        cached_read += _read(two)
+        two.unlink()
+    last = -max(1, gibs // 2)
+    return Disk(
+        read=median(read[last:]),
+        write=median(written[last:]),
+        read_beside=median(beside),
+        write_beside=median(written_beside),
+        read_best=max(read),
+        write_best=max(written),
+        cached_read=median(cached_read),
+        cached_write=median(cached_write),
+        gigabytes=gibs * _GIB / 1e9,
+    )
 
 
-def _write(path: Path, size: int, sync: bool = True) -> None:
+def _written(path: Path, pieces: int, size: int = _GIB, sync: bool = True) -> Iterator[float]:
+    """GB/s of each piece of a new file, of so many bytes, a GiB."""
     block = np.random.default_rng(0).bytes(_BLOCK)
     with open(path, "wb", buffering=0) as file:
-        for _ in range(size // _BLOCK):
-            file.write(block)
-        if sync:
-            os.fsync(file.fileno())
+        for _ in range(pieces):
+            began = time.perf_counter()
+            for _ in range(size // _BLOCK):
+                file.write(block)
+            if sync:
+                os.fsync(file.fileno())
+            yield size / 1e9 / (time.perf_counter() - began)
 
 
-def _read(path: Path) -> None:
+def _read(path: Path, stop: threading.Event | None = None) -> Iterator[float]:
+    """GB/s of each GiB, or until `stop` of each 128 MiB."""
+    step = _GIB if stop is None else _GIB // 8
     block = bytearray(_BLOCK)
     with open(path, "rb", buffering=0) as file:
-        while file.readinto(block):
-            pass
+        while stop is None or not stop.is_set():
+            began = time.perf_counter()
+            for _ in range(step // _BLOCK):
+                if file.readinto(block) < _BLOCK:
+                    return
+            yield step / 1e9 / (time.perf_counter() - began)
 
 
-def drop(path: Path) -> None:
+def _drop(path: Path) -> None:
     """Put a file on the disk and out of the page cache."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
@@ -267,24 +308,31 @@ def _checks(folder: Path) -> Iterator[Check]:
     """Whole runs of the command on files that are not in the page cache, results on the disk."""
     rng = np.random.default_rng(0)
     queries, result = folder / "queries.npy", folder / "projected.npy"
-    for dtype, heads in (("float32", (64, 1_024)), ("float16", (64,))):
-        shape = (CHECK_ROWS, DIM)
-        array = np.lib.format.open_memmap(queries, "w+", np.dtype(dtype), shape)
+    for n_heads, dtype in CHECKS:
+        array = np.lib.format.open_memmap(queries, "w+", np.dtype(dtype), (CHECK_ROWS, DIM))
         for start in range(0, CHECK_ROWS, 50_000):
             block = array[start : start + 50_000]
             block[:] = rng.standard_normal(block.shape, np.float32)
+        size = array.nbytes
         array.flush()
         del array, block
-        for n_heads in heads:
-            command = [sys.executable, "-m", "headroute", "project", queries]
-            command += ["--router", folder / f"{n_heads}.safetensors", "--json"]
-            command += ["--dtype", dtype, "-o", result]
-            laps = []
-            for _ in range(_DISK_ROUNDS):
-                drop(queries)
+        command = [sys.executable, "-m", "headroute", "project", queries]
+        command += ["--router", folder / f"{n_heads}.safetensors", "--json"]
+        command += ["--dtype", dtype, "-o", result]
+        steps: dict[str, Callable[[], object]] = {
+            "reading": lambda: list(_read(queries, threading.Event())),
+            "writing": lambda n=size: list(_written(result, 1, n)),
+            "whole": lambda c=command: subprocess.run(c, check=True, capture_output=True),
+        }
+        laps: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(_CHECK_ROUNDS):
+            for name, step in steps.items():
+                _drop(queries)
                 began = time.perf_counter()
-                subprocess.run(command, check=True, capture_output=True)
-                laps.append(time.perf_counter() - began)
-                result.unlink()
-            yield Check(n_heads, dtype, median(laps), max(laps), min(laps))
-    queries.unlink()
+                step()
+                laps[name].append(time.perf_counter() - began)
+                result.unlink(missing_ok=True)
+        queries.unlink()
+        medians = {name: median(seconds) for name, seconds in laps.items()}
+        whole = laps["whole"]
+        yield Check(n_heads, dtype, **medians, fastest=min(whole), slowest=max(whole))

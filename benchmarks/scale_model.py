@@ -71,6 +71,28 @@ class Parts(NamedTuple):
         return max(1.0, min(self.most_queries, n / (nodes * self.least_each)))
 
 
+class Assumed(NamedTuple):
+    """What nobody measured."""
+
+    rates: tuple[float, ...]  # GB/s of a node from and to an object store, each way
+    usual_rate: float
+    nodes: int
+    parts: Parts
+    overheads: tuple[float, float]  # the range of a part's overhead, s
+    prices: tuple[float, float]  # of a node-hour, dollars
+    job_queries: float  # of the simulated job
+    job_heads: int
+    part_sizes: tuple[float, ...]  # queries
+
+    @property
+    def stores(self) -> list[Storage]:
+        return [Storage.duplex(f"{rate:g} GB/s", rate) for rate in self.rates]
+
+    @property
+    def usual_store(self) -> Storage:
+        return Storage.duplex(f"{self.usual_rate:g} GB/s", self.usual_rate)
+
+
 def rate(work: Work, storage: Storage) -> Rate:
     reading, writing = storage.ns(work.read_bytes, work.write_bytes)
     return Rate(reading, work.compute_ns, writing)
