@@ -19,19 +19,19 @@ from scale_model import Assumed, Parts, rate
 from scale_pictures import draw_bandwidth, draw_schedule
 from scale_tables import FLOAT32, local_disk
 from scale_text import document
-from schedule_study import Job
+from schedule_study import ONE_A_NODE, Job
 
 # Assumed, not measured: there is no object store here, no second node, and no bill.
 ASSUMED = Assumed(
     rates=(0.1, 0.5, 1.0, 3.0),  # GB/s of a node from and to an object store, each way
     usual_rate=1.0,
     nodes=100,
-    parts=Parts(most_queries=1e7, least_each=10, overhead_seconds=0.5),
+    parts=Parts(seconds=60.0, least_each=10, least_seconds=5.0, overhead_seconds=0.5),
     overheads=(0.1, 2.0),  # the range of overhead_seconds
     prices=(0.05, 0.20),  # dollars for an hour of a node of two cores
     job_queries=1e11,  # the simulated job's
     job_heads=1_024,
-    part_sizes=(3e6, 1e7, 3e7, 1e8, 3e8, 1e9),
+    part_seconds=(20.0, 60.0, 200.0, 600.0, 2000.0),  # and one part a node
 )
 
 
@@ -43,7 +43,7 @@ def job_of(measured: Constants, assumed: Assumed) -> Job:
         nodes=assumed.nodes,
         overhead_seconds=assumed.parts.overhead_seconds,
         start_seconds=measured.start[assumed.job_heads].whole,
-        sizes=assumed.part_sizes,
+        sizes=(*assumed.part_seconds, ONE_A_NODE),
     )
 
 

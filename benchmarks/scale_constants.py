@@ -1,8 +1,7 @@
 """What docs/scale.md measures: the kernel, the disk, Parquet and the start of a process.
 
-Figures are medians over rounds, in which everything that is compared takes its turn; all data are
-seeded. Every file is written into one folder and removed. A GB is 10⁹ bytes. Not responsible for:
-what follows from the figures (scale_model.py).
+Figures are medians over rounds; all data are seeded. Every file is written into one folder and
+removed. A GB is 10⁹ bytes. Not responsible for: what follows from the figures (scale_model.py).
 """
 
 import json
@@ -14,25 +13,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from problem import DIM, Problem
+from race import Runner, race
 
 from headroute import Router, get_num_threads
 
 HEADS = (64, 1_024, 16_384)
 TOP = 8  # heads of a top-k result
-QUERIES = {64: 50_000, 1_024: 20_160, 16_384: 2_016}  # calls of 15 to 500 ms
+QUERIES = {64: 50_000, 1_024: 20_160, 16_384: 1_008}  # calls of 15 to 300 ms
 KERNELS = ("float32", "float16 files", "int16", "int16, float16 files", "top_heads", "route")
 PARQUET = ("float32 list", "float16 list", "float32 binary", "float16 binary")
 CHECKS = ((64, "float32"), (64, "float16"), (1_024, "float32"))
 CHECK_ROWS = 1_000_000
 _ROUNDS = 5
 _CHECK_ROUNDS = 3
-_PARQUET_ROWS = 100_000
+_PARQUET_ROWS = 50_000
 _GIB = 1 << 30
 _DISK_GIBS = 12
 _BLOCK = 8 << 20  # of a read or write: what a streaming program does
@@ -55,8 +55,8 @@ class Disk(NamedTuple):
     write: float  # fsync included
     read_beside: float  # while a file is written
     write_beside: float  # while a file is read
-    read_best: float  # the best GiB
-    write_best: float
+    read_range: tuple[float, float]  # the worst and the best GiB
+    write_range: tuple[float, float]
     cached_read: float  # a file in the page cache
     cached_write: float  # into the page cache, no fsync
     gigabytes: float  # of the file
@@ -97,6 +97,7 @@ class Constants(NamedTuple):
     start: dict[int, Start]
     checks: list[Check]
     threads: int
+    foreign_load: float  # share of the CPUs that others took while the kernel was timed, at most
 
 
 def to_json(found: Constants) -> str:
@@ -115,6 +116,7 @@ def from_json(text: str) -> Constants:
         start={int(k): Start(*found) for k, found in document["start"].items()},
         checks=[Check(*found) for found in document["checks"]],
         threads=document["threads"],
+        foreign_load=document["foreign_load"],
     )
 
 
@@ -124,11 +126,13 @@ def measure(folder: Path, report: Callable[[str], None]) -> Constants:
     kernel: dict[tuple[str, int, int], float] = {}
     top_mass = {}
     start = {}
+    foreign_load = 0.0
     for n_heads in HEADS:
         report(f"kernel and start, K = {n_heads:,}")
         problem = Problem.random(n_heads, QUERIES[n_heads])
-        for (name, count), ns in _kernel(problem, sorted({1, threads})).items():
-            kernel[name, n_heads, count] = ns
+        figures, load = _kernel(problem, sorted({1, threads}))
+        kernel |= {(name, n_heads, count): ns for (name, count), ns in figures.items()}
+        foreign_load = max(foreign_load, load)
         router = Router(problem.centroids, problem.answers, temperature=problem.temperature)
         top_mass[n_heads] = float(
             router.top_heads(problem.queries[:1000], TOP).weights.sum(axis=1).mean()
@@ -141,26 +145,11 @@ def measure(folder: Path, report: Callable[[str], None]) -> Constants:
     disk = _disk(folder)
     report("whole runs")
     checks = list(_checks(folder))
-    return Constants(kernel, top_mass, disk, parquet, start, checks, threads)
+    return Constants(kernel, top_mass, disk, parquet, start, checks, threads, foreign_load)
 
 
-def _medians(runners: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
-    """Seconds of each, in random order in every round, after a call that is not timed."""
-    order = np.random.default_rng(0)
-    names = list(runners)
-    laps: dict[Any, list[float]] = {name: [] for name in names}
-    for run in runners.values():
-        run()
-    for _ in range(rounds):
-        for i in order.permutation(len(names)):
-            began = time.perf_counter()
-            runners[names[i]]()
-            laps[names[i]].append(time.perf_counter() - began)
-    return {name: median(seconds) for name, seconds in laps.items()}
-
-
-def _kernel(problem: Problem, counts: list[int]) -> dict[tuple[str, int], float]:
-    """ns a query of each of KERNELS by threads; results are checked where they are projections."""
+def _kernel(problem: Problem, counts: list[int]) -> tuple[dict[tuple[str, int], float], float]:
+    """ns a query of each of KERNELS by threads, and the foreign load. Projections are checked."""
     options = {"temperature": problem.temperature}
     exact = Router(problem.centroids, problem.answers, **options)
     fast = Router(problem.centroids, problem.answers, precision="int16", **options)
@@ -168,7 +157,7 @@ def _kernel(problem: Problem, counts: list[int]) -> dict[tuple[str, int], float]
     out = {dtype: np.empty((problem.n_queries, DIM), dtype) for dtype in (np.float32, np.float16)}
     weights = np.empty((problem.n_queries, problem.n_heads), np.float32)
     largest = float(np.linalg.norm(problem.answers, axis=1).max())
-    runners: dict[Any, Callable[[], object]] = {}
+    runners: dict[tuple[str, int], Runner] = {}
     for count in counts:
         for name, run, error in (
             ("float32", (exact, problem.queries, out[np.float32]), problem.tolerance),
@@ -187,8 +176,11 @@ def _kernel(problem: Problem, counts: list[int]) -> dict[tuple[str, int], float]
         runners["route", count] = lambda n=count: exact.route(
             problem.queries, out=weights, num_threads=n
         )
-    found = _medians(runners, _ROUNDS)
-    return {key: 1e9 * seconds / problem.n_queries for key, seconds in found.items()}
+    laps = race({f"{name}|{count}": run for (name, count), run in runners.items()}, 1.0)
+    ns = {
+        key: 1e9 * median(laps.seconds["{}|{}".format(*key)]) / problem.n_queries for key in runners
+    }
+    return ns, laps.foreign_load or 0.0
 
 
 def _start(path: Path) -> Start:
@@ -226,9 +218,9 @@ def _parquet(kind: str) -> Coding:
         return pq.read_table(pa.BufferReader(encoded), use_threads=False)
 
     assert decode().equals(table)
-    found = _medians({"encode": encode, "decode": decode}, _ROUNDS)
+    laps = race({"encode": encode, "decode": decode}, 1.0).seconds
     size = values.nbytes / 1e9
-    return Coding(size / found["encode"], size / found["decode"])
+    return Coding(size / median(laps["encode"]), size / median(laps["decode"]))
 
 
 def _disk(folder: Path) -> Disk:
@@ -263,8 +255,8 @@ def _disk(folder: Path) -> Disk:
         write=median(written[last:]),
         read_beside=median(beside),
         write_beside=median(written_beside),
-        read_best=max(read),
-        write_best=max(written),
+        read_range=(min(read), max(read)),
+        write_range=(min(written), max(written)),
         cached_read=median(cached_read),
         cached_write=median(cached_write),
         gigabytes=gibs * _GIB / 1e9,

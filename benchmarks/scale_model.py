@@ -62,13 +62,21 @@ class Rate(NamedTuple):
 class Parts(NamedTuple):
     """How a job is cut for several nodes."""
 
-    most_queries: float  # of a part
-    least_each: int  # parts for every node, so that none waits long for the last
+    seconds: float  # of a part, if there are enough queries
+    least_each: int  # else so many parts for a node, so that none waits long for the last,
+    least_seconds: float  # unless they would be shorter than that
     overhead_seconds: float  # of a part, beside its queries
 
-    def queries(self, n: float, nodes: int) -> float:
-        """Of one part of n."""
-        return max(1.0, min(self.most_queries, n / (nodes * self.least_each)))
+    def queries(self, n: float, nodes: int, ns: float) -> float:
+        """Of one part of n queries of so many ns."""
+        longest, shortest = (1e9 * limit / ns for limit in (self.seconds, self.least_seconds))
+        size = max(shortest, min(longest, n / (nodes * self.least_each)))
+        return max(1.0, min(size, n / nodes))
+
+
+def rate(work: Work, storage: Storage) -> Rate:
+    reading, writing = storage.ns(work.read_bytes, work.write_bytes)
+    return Rate(reading, work.compute_ns, writing)
 
 
 class Assumed(NamedTuple):
@@ -82,20 +90,15 @@ class Assumed(NamedTuple):
     prices: tuple[float, float]  # of a node-hour, dollars
     job_queries: float  # of the simulated job
     job_heads: int
-    part_sizes: tuple[float, ...]  # queries
+    part_seconds: tuple[float, ...]  # of parts to try
 
     @property
     def stores(self) -> list[Storage]:
-        return [Storage.duplex(f"{rate:g} GB/s", rate) for rate in self.rates]
+        return [Storage.duplex(f"{each:g} GB/s", each) for each in self.rates]
 
     @property
     def usual_store(self) -> Storage:
         return Storage.duplex(f"{self.usual_rate:g} GB/s", self.usual_rate)
-
-
-def rate(work: Work, storage: Storage) -> Rate:
-    reading, writing = storage.ns(work.read_bytes, work.write_bytes)
-    return Rate(reading, work.compute_ns, writing)
 
 
 def seconds(n: float, each: Rate, start: float) -> float:
@@ -104,11 +107,12 @@ def seconds(n: float, each: Rate, start: float) -> float:
 
 
 def seconds_on_nodes(n: float, nodes: int, each: Rate, start: float, parts: Parts) -> float:
-    """Of n queries on equal nodes that never fail. The tail is one part: the last one begins when
-    the other nodes are nearly done."""
-    size = parts.queries(n, nodes)
+    """Of n queries on equal nodes that never fail. The tail is one part, if a node has several: the
+    last one begins when the other nodes are nearly done."""
+    size = parts.queries(n, nodes, each.ns)
     part = size * each.ns * 1e-9 + parts.overhead_seconds
-    return start + (n / size / nodes + 1) * part
+    rounds = n / size / nodes
+    return start + (rounds + (rounds > 1)) * part
 
 
 def line(heads: tuple[int, int], ns: tuple[float, float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from plots import BACKEND, INT8, INT16, OURS, PEER, TEXT, finish, new_axes
 from scale_constants import HEADS, Constants
 from scale_model import Storage
-from scale_tables import FORMATS, kernel_line, power
+from scale_tables import FORMATS, kernel_line, part_title, power
 from schedule_study import CASES, Job, Study
 
 _SHOWN = {
@@ -19,7 +19,6 @@ _SHOWN = {
 
 def draw_bandwidth(measured: Constants, storages: Sequence[Storage], path: Path) -> None:
     """What a storage must give for the kernel to be the slowest, over K."""
-    assert set(_SHOWN) <= set(CASES)
     figure, axes = new_axes()
     heads = np.geomspace(16, HEADS[-1], 200)
     colours = (OURS, INT16, BACKEND)
@@ -48,24 +47,25 @@ def draw_bandwidth(measured: Constants, storages: Sequence[Storage], path: Path)
 
 def draw_schedule(job: Job, study: Study, path: Path) -> None:
     """Makespan over the ideal by size of parts: median, and 5 to 95 % as a band."""
+    assert set(_SHOWN) <= set(CASES)
     figure, axes = new_axes()
+    places = [job.part_queries(size) * job.ns_per_query * 1e-9 for size in job.sizes]
     for case, colour in _SHOWN.items():
         for copies, style in ((True, "-"), (False, "--")):
             cells = [study[case, copies, size] for size in job.sizes]
             label = f"{case}{', copies' if copies else ''}"
-            axes.plot(job.sizes, [c.median for c in cells], style, color=colour, label=label)
+            axes.plot(places, [c.median for c in cells], style, color=colour, label=label)
             if copies:
                 low, high = [c.low for c in cells], [c.high for c in cells]
-                axes.fill_between(job.sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+                axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(0.95, 8)
     axes.set_yticks([1, 1.2, 1.5, 2, 3, 5, 8])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    ticks = [f"{power(s)}\n{s * job.ns_per_query * 1e-9:,.0f} s" for s in job.sizes]
-    axes.set_xticks(job.sizes, ticks)
-    axes.set_xlabel("queries of a part, and its time on a usual node")
+    axes.set_xticks(places, [part_title(size) for size in job.sizes])
+    axes.set_xlabel("time of a part on a usual node")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     title = f"Makespan / ideal, {power(job.queries)} queries on {job.nodes} simulated nodes"
     finish(figure, axes, title, path)

@@ -17,7 +17,7 @@ from scale_model import (
     seconds,
     seconds_on_nodes,
 )
-from schedule_study import CASES, Job, Study
+from schedule_study import CASES, ONE_A_NODE, Job, Study
 
 COUNTS = tuple(10.0**power for power in range(6, 12))
 
@@ -122,7 +122,7 @@ def format_table(measured: Constants, storages: Sequence[Storage], n: float) -> 
     titles = [f"{s.name}, K = {k:,}" for s in storages for k in heads]
     rows = []
     for form in FORMATS:
-        size = f"{form.written(0)}" if form.write_bytes is not None else "4 K"
+        size = f"{form.written(0):,}" if form.write_bytes is not None else "4 K"
         cells = [
             f"{duration(n * rate(form.work(measured, k), s).ns * 1e-9)} "
             f"{rate(form.work(measured, k), s).limit[0]}"
@@ -130,7 +130,7 @@ def format_table(measured: Constants, storages: Sequence[Storage], n: float) -> 
             for k in heads
         ]
         stored = " / ".join(f"{n * w / 1e12:.3g}" for w in sorted({form.written(k) for k in heads}))
-        rows.append([form.name, f"{form.read_bytes}", size, stored, *cells])
+        rows.append([form.name, f"{form.read_bytes:,}", size, stored, *cells])
     return table(["format", "B in", "B out", "TB written", *titles], rows)
 
 
@@ -233,8 +233,11 @@ def schedule_table(job: Job, study: Study) -> str:
                     f"{cells[0].bound:.2f}",
                 ]
             )
-    titles = [f"{power(size)}: {size * job.ns_per_query * 1e-9:,.0f} s" for size in job.sizes]
-    return table(["case", "copies", *titles, "bound"], rows)
+    return table(["case", "copies", *(part_title(size) for size in job.sizes), "bound"], rows)
+
+
+def part_title(size: float) -> str:
+    return "one a node" if size == ONE_A_NODE else f"{size:,.0f} s"
 
 
 def duration(value: float) -> str:

@@ -4,10 +4,11 @@ Numbers in sentences come from the same places as those in the tables, so that n
 differ.
 """
 
+import textwrap
 import time
 
 from machine import describe_machine
-from scale_constants import HEADS, TOP, Constants
+from scale_constants import CHECK_ROWS, HEADS, TOP, Constants
 from scale_model import Assumed, Storage, rate, seconds, seconds_on_nodes
 from scale_tables import (
     FLOAT32,
@@ -23,6 +24,7 @@ from scale_tables import (
     local_disk,
     node_hours_table,
     parquet_table,
+    part_title,
     power,
     rate_table,
     schedule_table,
@@ -30,17 +32,15 @@ from scale_tables import (
     table,
 )
 from schedule import STRAGGLER_LEAST, STRAGGLER_MOST, STRAGGLER_SHAPE
-from schedule_study import REPAIR, SEEDS, SPREAD, Job, Study, best_size
+from schedule_study import GOOD_ENOUGH, REPAIR, SEEDS, SPREAD, Job, Study, best_size
 
 HOW = """pip install -c constraints.txt ".[plot]" "pyarrow>=20"
 python benchmarks/scale.py -o docs/scale.md"""
 
-CHECK = """The model is the largest of the three and the start; that is a pipeline which overlaps them. The command overlaps less on
-files of this size: the system reads ahead, but keeps the results in its buffers and writes them at the final sync. A figure
-of the tables above is what a runner can reach that writes one part while it computes the next; where one of the three is much
-larger than the others, it matters little."""
-
 _ING = {"read": "reading", "write": "writing", "compute": "computing"}
+_DAILY = "5 % stragglers, a failure a day"
+_ROUGH = "20 % stragglers, a failure in 2 hours"
+_CALM = "no stragglers, no failures"
 
 
 def document(
@@ -53,8 +53,8 @@ def document(
     return f"""# What many queries cost
 
 A model of 10⁶ to 10¹¹ queries, from constants that were measured on one machine, and assumptions, which are named as such.
-d = e = 384. "float32" reads and writes float32; "16-bit" reads and writes float16 and computes in int16. A GB is 10⁹ bytes,
-a node one machine like this one, with {measured.threads} cores. All of this page is the output of one command:
+d = e = 384. "float32" reads and writes float32; "16-bit" reads and writes float16 and computes in int16,
+off by about 1e-4 of the largest answer (docs/tolerance.md). A GB is 10⁹ bytes, a node one machine like this one, with {measured.threads} cores. All of this page is the output of one command:
 
 ```sh
 {HOW}
@@ -83,7 +83,7 @@ An object store with {usual.name} for each node and direction (assumed):
 
 ## {assumed.nodes} nodes
 
-Object store with {usual.name} for each node, parts of at most {power(parts.most_queries)} queries and at least {parts.least_each} a node,
+Object store with {usual.name} for each node, parts of {parts.seconds:g} s, or shorter so that a node has {parts.least_each} of at least {parts.least_seconds:g} s,
 {parts.overhead_seconds} s of overhead a part, one part as the tail; equal nodes, no failures. What failures and stragglers add is
 simulated below. Nodes are there already: booting them is not counted.
 
@@ -120,10 +120,9 @@ Parquet is work for the same cores. One column of 384 numbers a row, uncompresse
 
 ## A schedule for {assumed.nodes} nodes
 
-{power(job.queries)} queries, K = {assumed.job_heads:,}, float32, {usual.name}: {duration(job.scenario(1e7, "5 % stragglers", False).ideal)} if nothing ever went wrong.
-Makespan / ideal, median and 5 to 95 % of {len(SEEDS)} simulated runs, for parts of so many queries, with the seconds that a usual
-node takes for one. "Copies": nodes that find the queue empty start the longest-running part a second time. "Bound":
-what no schedule on these nodes can beat, even without failures.
+{power(job.queries)} queries, K = {assumed.job_heads:,}, float32, {usual.name}: {duration(job.scenario(part, _CALM, False).ideal)} if nothing ever went wrong.
+Makespan / ideal, median and 5 to 95 % of {len(SEEDS)} simulated runs, over the time that a usual node takes for one part. "Copies": nodes that find the queue empty start the longest-running part a second time. "Bound":
+what no schedule on these nodes can beat, even without failures; below 1 where nodes happen to be faster than usual.
 
 {schedule_table(job, study)}
 
@@ -133,19 +132,20 @@ what no schedule on these nodes can beat, even without failures.
 
 ## Does the model hold?
 
-`headroute project` from .npy to .npy on the local disk, the queries not in the page cache, the results synced. The disk's
+`headroute project` of {CHECK_ROWS:,} rows from .npy to .npy on the local disk, the queries not in the page cache, the results synced. The disk's
 rates change from minute to minute, so the same bytes are read alone and written alone (with a sync) just before each run, and
 the model gets these. Seconds, medians of three; in brackets the fastest and the slowest run:
 
 {check_table(measured)}
 
-{CHECK}
+{check_words(measured)}
 
 ## How it was measured
 
 {machine_words(measured)}
 
-Kernel, in memory that is used again, results checked against float64, medians of five rounds in random order:
+Kernel, in memory that is used again, results checked against float64, medians of at least seven rounds in random order
+(`benchmarks/race.py`); other processes took at most {100 * measured.foreign_load:.0f} % of the CPUs meanwhile:
 
 {kernel_table(measured)}
 
@@ -172,6 +172,8 @@ Assumed, not measured:
 - Listing, requests and retries of an object store are the overhead of a part, and the processor time of its client (TLS,
   checksums) is not in the model; neither is the price of its requests and of what it keeps.
 - Failures are independent. A zone that fails takes many nodes at once.
+- Compute is taken to be the kernel alone. Page faults and copies of streaming cost cores time too: that is in the whole runs
+  above, not in the tables.
 - Made-up queries, which lie around heads. Time does not depend on the values, except with a tolerance at low temperature,
   where heads are left out (docs/tolerance.md).
 """
@@ -204,13 +206,13 @@ def answer(measured: Constants, assumed: Assumed, job: Job, study: Study, part: 
         f"{crossing(measured, HALF, usual):,}. Below that, halving the bytes halves the time, and a faster kernel changes nothing; "
         "above it, the other way round."
     )
-    cell = study["5 % stragglers, a failure a day", True, part]
+    cell = study[_DAILY, True, part]
     lines.append(
-        f"- Parts of about {part * job.ns_per_query * 1e-9:,.0f} s ({power(part)} queries at K = {assumed.job_heads:,}), with copies of the "
-        f"last ones: with 5 % of stragglers and a failure a day and node, a job of {duration(job.scenario(part, '5 % stragglers', True).ideal)} "
-        f"takes {100 * (cell.median - 1):.0f} % longer than ideal (95 %: {100 * (cell.high - 1):.0f} %)."
+        f"- Parts of about {part_title(part)} ({power(job.part_queries(part))} queries at K = {assumed.job_heads:,}), and copies of the last "
+        f"ones: with {_DAILY} and node, a job of {duration(job.scenario(part, _DAILY, True).ideal)} takes {100 * (cell.median - 1):.0f} % longer "
+        f"than ideal (95 %: {100 * (cell.high - 1):.0f} %; simulated)."
     )
-    return "\n".join(lines)
+    return "\n".join(wrapped(text) for text in lines)
 
 
 def break_even_words(measured: Constants, disk: Storage) -> str:
@@ -221,7 +223,7 @@ def break_even_words(measured: Constants, disk: Storage) -> str:
         last = HEADS[-1]
         off = measured.kernel[form.kernel, last, measured.threads] / (a + b * last) - 1
         words.append(f"{a:,.0f} + {b:.2f} K ns in {form.name} ({100 * off:+.0f} % at K = {last:,})")
-    return (
+    return wrapped(
         f"where a + b K is the kernel's time, through its measured points at K = {HEADS[0]} and {HEADS[1]:,}: {', '.join(words)}. "
         "On the local disk, reading and writing disturb each other, and the longer of the two finishes alone. Results are as wide "
         "as the queries, but for the last column, where reading alone counts."
@@ -231,16 +233,16 @@ def break_even_words(measured: Constants, disk: Storage) -> str:
 def cores_words(measured: Constants) -> str:
     _, b = kernel_line(measured, FLOAT32)
     per_core = b * measured.threads
-    return (
+    return wrapped(
         f"For other nodes, only bandwidth for each core counts: a head costs a core {per_core:.1f} ns here, and a float32 query is "
-        f"{FLOAT32.read_bytes} bytes each way, so K* ≈ {FLOAT32.read_bytes / per_core:,.0f} / (GB/s for each core). 16 cores that share 3 GB/s "
+        f"{FLOAT32.read_bytes:,} bytes each way, so K* ≈ {FLOAT32.read_bytes / per_core:,.0f} / (GB/s for each core). 16 cores that share 3 GB/s "
         f"are at K* ≈ {FLOAT32.read_bytes / per_core * 16 / 3:,.0f}, not where the two cores of the table are."
     )
 
 
 def result_words(measured: Constants) -> str:
     masses = ", ".join(f"{100 * measured.top_mass[k]:.0f} % at K = {k:,}" for k in HEADS)
-    return (
+    return wrapped(
         f"float16 halves the bytes and is rounded once. All weights are exact, since every projection is Σ w a of the same answers, "
         f"and smaller than the projection while K < e. The top {TOP} are not a projection: at τ = 0.1 they have {masses} of the weight "
         "in these made-up queries. 8 bytes a head are an index and a weight of 4 bytes each, which is less than `top_heads` "
@@ -250,7 +252,7 @@ def result_words(measured: Constants) -> str:
 
 def parquet_words(measured: Constants) -> str:
     lists, binary = measured.parquet["float32 list"], measured.parquet["float32 binary"]
-    return (
+    return wrapped(
         f"Parquet has no type for a vector: pyarrow writes a list column with the levels of each number. The same bytes as fixed-size "
         f"binary, {4 * 384} a row, are encoded {binary.encode / lists.encode:.0f} and decoded {binary.decode / lists.decode:.0f} times as fast. "
         "For large jobs take that, .npy or Arrow's own files."
@@ -258,28 +260,46 @@ def parquet_words(measured: Constants) -> str:
 
 
 def schedule_words(assumed: Assumed, job: Job, study: Study, part: float) -> str:
-    rough, calm = "20 % stragglers, a failure in 2 hours", "no stragglers, no failures"
-    large = job.sizes[-1]
-    day = "5 % stragglers, a failure a day"
-    return (
-        f"Recommended: parts of {power(part)} queries, {part * job.ns_per_query * 1e-9:,.0f} s of a node, the size whose worst 95 % over all cases is "
-        f"nearest to the best size of each case; and copies. Smaller parts pay the overhead ({assumed.parts.overhead_seconds:g} s) more often: "
-        f"{study[calm, True, job.sizes[0]].median:.2f} for {power(job.sizes[0])} on quiet nodes. Larger ones wait for the last part on the slowest node: one part "
-        f"of {power(large)} a node is the obvious way to cut this job, and takes {study[day, False, large].median:.1f} times the ideal with 5 % "
-        f"of stragglers and a failure a day, {study[day, True, large].median:.1f} with copies. With parts of {power(part)} it is "
-        f"{study[day, False, part].median:.2f} and {study[day, True, part].median:.2f}, and in the worst case, {rough}, "
-        f"{study[rough, True, part].median:.2f}, where {study[rough, True, part].bound:.2f} is the bound of the slow nodes alone. "
-        f"Copies cost {100 * study[day, True, part].wasted:.1f} % of the nodes' time."
+    small, large = job.sizes[0], job.sizes[-1]
+    return wrapped(
+        f"Recommended: parts of {part_title(part)} and copies. It is the largest size whose 95 % is within {100 * GOOD_ENOUGH:.0f} % of the best size's in "
+        f"every case. Smaller parts pay the overhead ({assumed.parts.overhead_seconds:g} s) more often: {study[_CALM, True, small].median:.2f} for "
+        f"{part_title(small)} on quiet nodes. Larger ones wait for the last part on the slowest node, and lose more with a node: one part a node is "
+        f"the obvious way to cut a job, and takes {study[_DAILY, False, large].median:.1f} times the ideal with {_DAILY}, "
+        f"{study[_DAILY, True, large].median:.1f} with copies. With parts of {part_title(part)} it is {study[_DAILY, False, part].median:.2f} and "
+        f"{study[_DAILY, True, part].median:.2f}; with {_ROUGH}, {study[_ROUGH, True, part].median:.2f}, where the slow nodes alone make "
+        f"{study[_ROUGH, True, part].bound:.2f} the bound. Attempts that did not count take {100 * study[_DAILY, False, part].wasted:.1f} % of "
+        f"the nodes' time without copies, {100 * study[_DAILY, True, part].wasted:.1f} % with."
+    )
+
+
+def check_words(measured: Constants) -> str:
+    return wrapped(
+        "The model is the start and the largest of the three: a pipeline that overlaps them. The command overlaps less on files of this "
+        "size: the system reads ahead, but keeps the results in its buffers, and the command waits at its end until they are on the disk; "
+        "page faults take time of the cores as well. A figure of the tables above is what a runner can reach that writes one part while it "
+        "computes the next. Where one of the three is much larger than the others, it matters little."
+    )
+
+
+def wrapped(text: str) -> str:
+    """Lines of at most 125 characters; those of an item are indented."""
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(
+        text, 125, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
 def disk_table(measured: Constants) -> str:
     disk = measured.disk
     rows = [
-        ["read", f"{disk.read_best:.2f}", f"{disk.read:.2f}", f"{disk.read_beside:.2f}"],
-        ["write", f"{disk.write_best:.2f}", f"{disk.write:.2f}", f"{disk.write_beside:.2f}"],
+        [name, f"{alone:.2f}", f"{extremes[0]:.2f} to {extremes[1]:.2f}", f"{beside:.2f}"]
+        for name, alone, extremes, beside in (
+            ("read", disk.read, disk.read_range, disk.read_beside),
+            ("write", disk.write, disk.write_range, disk.write_beside),
+        )
     ]
-    titles = ["GB/s", "best GiB", "sustained", "sustained, beside the other"]
+    titles = ["GB/s", "sustained", "worst and best GiB", "beside the other"]
     cached = (
         f"Page cache, files of 1 GiB, one thread: read {disk.cached_read:.1f} GB/s, write "
         f"{disk.cached_write:.1f} GB/s."
@@ -288,7 +308,7 @@ def disk_table(measured: Constants) -> str:
 
 
 def disk_words(measured: Constants) -> str:
-    return (
+    return wrapped(
         f"One file of {measured.disk.gigabytes:.0f} GB, written GiB by GiB with an fsync after each; then, at once, posix_fadvise(DONTNEED), and it is "
         "read while another one is written; then dropped again and read alone. Such disks are fast for some GB and then throttled, "
         "so the model takes sustained rates: medians of the second half of the file. Disks of virtual machines also have bad hours."

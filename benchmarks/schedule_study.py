@@ -15,6 +15,8 @@ import numpy as np
 from schedule import Scenario, simulate
 
 SEEDS = range(50)
+ONE_A_NODE = math.inf  # seconds of a part
+GOOD_ENOUGH = 0.03
 HOUR = 3600.0
 SPREAD = 0.1  # σ of the lognormal speeds of nodes that are not stragglers
 REPAIR = 600.0  # seconds
@@ -38,11 +40,14 @@ class Job:
     nodes: int
     overhead_seconds: float  # of a part
     start_seconds: float  # of a process
-    sizes: tuple[float, ...]  # queries of a part
+    sizes: tuple[float, ...]  # seconds of a part on a usual node
+
+    def part_queries(self, size: float) -> float:
+        return min(size * 1e9 / self.ns_per_query, self.queries / self.nodes)
 
     def scenario(self, size: float, case: str, speculate: bool) -> Scenario:
         stragglers, hours = CASES[case]
-        parts = math.ceil(self.queries / size)
+        parts = math.ceil(self.queries / self.part_queries(size) * (1 - 1e-12))
         return Scenario(
             parts=parts,
             part_seconds=self.queries / parts * self.ns_per_query * 1e-9,
@@ -92,8 +97,8 @@ def cell(scenario: Scenario) -> Cell:
 
 
 def best_size(job: Job, study: Study) -> float:
-    """The size whose largest loss over all cases, with copies, against the best size for that case
-    is the least."""
+    """The largest size whose 95 % makespan, with copies, is within GOOD_ENOUGH of the best size's in
+    every case; if there is none, the one that loses least."""
 
     def regret(size: float) -> float:
         return max(
@@ -101,4 +106,5 @@ def best_size(job: Job, study: Study) -> float:
             for case in CASES
         )
 
-    return min(job.sizes, key=regret)
+    good = [size for size in job.sizes if regret(size) <= 1 + GOOD_ENOUGH]
+    return max(good) if good else min(job.sizes, key=regret)

@@ -47,17 +47,23 @@ def test_seconds_of_one_node():
     assert seconds(1e9, Rate(500, 600, 250), start=2.0) == pytest.approx(602.0)
 
 
+PARTS = Parts(seconds=6.0, least_each=5, least_seconds=0.6, overhead_seconds=1.0)
+
+
 def test_nodes_share_the_parts_and_wait_for_one():
     """10⁹ queries of 600 ns on 10 nodes in 100 parts of 10⁷, 6 s and 1 s of overhead each."""
-    parts = Parts(most_queries=1e7, least_each=5, overhead_seconds=1.0)
-    assert parts.queries(1e9, 10) == 1e7
-    found = seconds_on_nodes(1e9, 10, Rate(500, 600, 250), 2.0, parts)
+    assert PARTS.queries(1e9, 10, 600) == pytest.approx(1e7)
+    found = seconds_on_nodes(1e9, 10, Rate(500, 600, 250), 2.0, PARTS)
     assert found == pytest.approx(2.0 + 10 * 7.0 + 7.0)
 
 
 def test_few_queries_are_cut_so_that_every_node_has_some():
-    assert Parts(1e7, 5, 1.0).queries(1e6, 10) == pytest.approx(2e4)
-    assert Parts(1e7, 5, 1.0).queries(1, 10) == 1.0
+    assert PARTS.queries(1e8, 10, 600) == pytest.approx(2e6)  # five parts a node, 1.2 s each
+    assert PARTS.queries(2e7, 10, 600) == pytest.approx(1e6)  # no shorter than 0.6 s
+    assert PARTS.queries(1e6, 10, 600) == pytest.approx(1e5)  # but none idle
+    assert PARTS.queries(1, 10, 600) == 1.0
+    alone = seconds_on_nodes(1e6, 10, Rate(500, 600, 250), 2.0, PARTS)
+    assert alone == pytest.approx(2.0 + 1.06)  # no tail
 
 
 def test_break_even_is_where_the_line_crosses():
