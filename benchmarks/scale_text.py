@@ -225,7 +225,7 @@ def break_even_words(measured: Constants, disk: Storage) -> str:
         words.append(f"{a:,.0f} + {b:.2f} K ns in {form.name} ({100 * off:+.0f} % at K = {last:,})")
     return wrapped(
         f"where a + b K is the kernel's time, through its measured points at K = {HEADS[0]} and {HEADS[1]:,}: {', '.join(words)}. "
-        "On the local disk, reading and writing disturb each other, and the longer of the two finishes alone. Results are as wide "
+        f"Below K = {HEADS[0]} the line is a guess. On the local disk, reading and writing disturb each other, and the longer of the two finishes alone. Results are as wide "
         "as the queries, but for the last column, where reading alone counts."
     )
 

@@ -97,8 +97,8 @@ def cell(scenario: Scenario) -> Cell:
 
 
 def best_size(job: Job, study: Study) -> float:
-    """The largest size whose 95 % makespan, with copies, is within GOOD_ENOUGH of the best size's in
-    every case; if there is none, the one that loses least."""
+    """The largest size whose 95 % makespan, with copies, is within GOOD_ENOUGH of the best size's
+    in every case; if there is none, the one that loses least."""
 
     def regret(size: float) -> float:
         return max(
