@@ -67,6 +67,9 @@ def main() -> None:
             measured = measure(Path(folder), lambda text: print(text, file=sys.stderr, flush=True))
         if args.measured:
             args.measured.write_text(to_json(measured))
+    if measured.foreign_load > 0.05:
+        busy = f"{100 * measured.foreign_load:.0f} % of the CPUs"
+        print(f"not idle: other processes took {busy}; do not publish this", file=sys.stderr)
     job = job_of(measured, ASSUMED)
     study = schedule_study.run(job)
     pictures = ("scale.png", "scale_schedule.png")
