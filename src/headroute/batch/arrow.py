@@ -32,8 +32,8 @@ def project_record_batch(
 
     Raises ValueError, with the row's number, for a row that is null, has another length, or has a
     null, NaN or infinity in it, unless on_bad="null" makes it a null row; ValueError when there is
-    no such column, when another one has the name of a result, or when no row has the length that
-    the heads expect; TypeError when the column holds something else.
+    no such column, when another one has the name of a result, or when its fixed length is not
+    what the heads expect; TypeError when the column holds something else.
     """
     return project_with(Task(router, **options), batch, column)
 
@@ -65,7 +65,7 @@ def project_with(task: Task, batch: pa.RecordBatch, column: str, first: int = 0)
 def take_queries(batch: pa.RecordBatch, column: str, task: Task) -> tuple[Queries, pa.RecordBatch]:
     """The queries of a column, and the batch without it."""
     place = check_columns(batch.schema, column, task)
-    queries = queries_of(batch.column(place), column, task.router.query_dim)
+    queries = queries_of(batch.column(place), task.router.query_dim)
     return queries, batch.remove_column(place)
 
 
@@ -91,9 +91,8 @@ def check_columns(schema: pa.Schema, column: str, task: Task) -> int:
     return int(places[0])
 
 
-def queries_of(array: pa.Array, column: str, d: int) -> Queries:
-    """The rows (n, d) of an array of lists. TypeError when it holds none of numbers, ValueError
-    when no row has length d."""
+def queries_of(array: pa.Array, d: int) -> Queries:
+    """The rows (n, d) of an array of lists of numbers."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     n = len(array)
@@ -104,12 +103,6 @@ def queries_of(array: pa.Array, column: str, d: int) -> Queries:
         else f"has {lengths[row]} numbers, the heads expect {d}"
         for row in np.flatnonzero(lengths != d)
     }
-    if n and len(faults) == n and (lengths >= 0).any():
-        other = lengths[lengths >= 0][0]
-        raise ValueError(
-            f"column {column!r} has {other} numbers a row, the heads expect {d}: "
-            "embedded with another model?"
-        )
     if not faults:
         values = array.flatten()
         rows = numbers_of(values).reshape(n, d)

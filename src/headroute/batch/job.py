@@ -22,7 +22,7 @@ import numpy as np
 
 from headroute.batch import manifest as manifests
 from headroute.batch.manifest import Manifest, Progress
-from headroute.batch.sinks import MANIFEST, NpySink, ParquetSink, Sink, Solved
+from headroute.batch.sinks import Sink, Solved, check_output, make_sink
 from headroute.batch.sources import Block, Opening, Part, Source, find_files, open_source
 from headroute.batch.task import BadRowError, Options, Results, Task, solve
 from headroute.progress import rows_progress
@@ -100,15 +100,12 @@ def project_files(
     started = time.perf_counter()
     task = Task(router, **options)
     paths = find_files(inputs)
-    sources = [open_source(path, Opening(task, column, model)) for path in paths]
-    rows = sum(source.rows for source in sources)
     place = Path(destination)
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
-    sink: Sink = (
-        NpySink(place, task.fields, rows)
-        if place.suffix == ".npy"
-        else ParquetSink(place, task.fields)
-    )
+    opening = Opening(task, column, model, alone=place.suffix == ".npy")
+    sources = [open_source(path, opening) for path in paths]
+    rows = sum(source.rows for source in sources)
+    sink = make_sink(place, task.fields, rows)
     row_bytes = max([task.row_bytes, *(source.row_bytes for source in sources)])
     block_rows = batch_rows or max(1, BLOCK_BYTES // row_bytes)
     part_rows = max(block_rows, PART_BYTES // row_bytes // block_rows * block_rows)
@@ -380,30 +377,3 @@ def moved_bytes(task: Task, jobs: Sequence[Job]) -> float:
     rows = sum(job.part.rows for job in jobs)
     read = sum(job.source.row_bytes * job.part.rows for job in jobs)
     return task.row_bytes + (read / rows if rows else 0)
-
-
-def check_output(place: Path, inputs: Sequence[Path]) -> None:
-    """ValueError when the output cannot be written there, or is an input (through links too)."""
-    if not place.parent.is_dir():
-        raise ValueError(f"cannot write {place}: there is no folder {place.parent}")
-    for path in inputs:
-        if place.exists() and os.path.samefile(path, place):
-            raise ValueError(f"{place} is an input: choose another output")
-        if place.resolve() in path.resolve().parents:
-            raise ValueError(f"{path} is an input in the output's folder: choose another output")
-    if place.suffix == ".npy":
-        if place.is_dir():
-            raise ValueError(f"cannot write {place}: it is a folder")
-        if place.exists() and not place.is_file():
-            raise ValueError(f"cannot write {place}: it is not a plain file")
-    elif place.exists():
-        if not place.is_dir():
-            raise ValueError(
-                f"cannot write {place}: results go to a name that ends in .npy, or to a folder"
-            )
-        # A process may have been killed before its manifest had its name.
-        if (
-            any(not path.name.startswith(MANIFEST) for path in place.iterdir())
-            and not (place / MANIFEST).exists()
-        ):
-            raise ValueError(f"cannot write to {place}: the folder is not empty, and not of a run")

@@ -63,6 +63,7 @@ class Opening:
     task: Task
     column: str | None = None  # None: "embedding", "text", or the only member
     model: str | None = None  # embeds texts
+    alone: bool = False  # nobody wants what stands beside the queries
 
     def vectors_column(self) -> str:
         return self.column or "embedding"
@@ -192,6 +193,7 @@ class ParquetSource:
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
         self._task, self._column = opening.task, opening.vectors_column()
+        self._columns = [self._column] if opening.alone else None
         with self._open() as file:
             metadata = file.metadata
             self._group_rows = [
@@ -215,7 +217,8 @@ class ParquetSource:
         from headroute.batch.arrow import take_queries
 
         with self._open() as file:
-            for batch in file.iter_batches(block_rows, row_groups=list(part.grains)):
+            groups = list(part.grains)
+            for batch in file.iter_batches(block_rows, row_groups=groups, columns=self._columns):
                 yield Block(*take_queries(batch, self._column, self._task))
 
 
