@@ -1,10 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files in memory that processes share."""
 
+import hashlib
+import mmap
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO, Self
 
 
 @contextmanager
@@ -24,3 +27,23 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file in memory, read-only: one copy for all processes that map it.
+
+    It may be replaced or deleted meanwhile, but must not be changed in place.
+    """
+
+    path: str
+    content: mmap.mmap
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Raises OSError, and ValueError for an empty file."""
+        with open(path, "rb") as file:
+            return cls(os.fsdecode(path), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()

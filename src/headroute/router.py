@@ -19,6 +19,7 @@ from headroute._arithmetic import Arithmetic, decline
 from headroute._run import Kernel, Run
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
+from headroute.files import MappedFile
 from headroute.precision import PRECISIONS, Plan
 from headroute.prediction import SCORES, Calibration, Prediction
 from headroute.ranking import RankedDocuments
@@ -100,22 +101,20 @@ class Router:
         precision: str | None = None,
         calibration: Calibration | None = None,
         training: TrainingRecord | None = None,
+        _source: MappedFile | None = None,  # of `load`: both arrays are views of it, used in place
     ) -> None:
-        checked = _validate.centroids(centroids)
-        self._centroids = _read_only(_validate.float32_rows(checked))
-        self._answers = _read_only(
-            _validate.float32_answers(_validate.answers(answers, len(checked)))
-        )
+        kept = _validate.heads(centroids, answers, copy=_source is None)
+        self._centroids, self._answers = map(_read_only, kept)
         self._temperature = _validate.temperature(temperature)
-        self._group_of_head = _validate.groups_of_heads(groups, len(checked))
+        self._group_of_head = _validate.groups_of_heads(groups, self.n_heads)
         self._group_of_head.setflags(write=False)
         self._groups = prediction.Groups(self._group_of_head)
         self._names = _validate.group_names(names, int(self._group_of_head.max()) + 1)
         if calibration is not None and calibration.typical is not None:
             typical = calibration.typical
-            if typical.shape != (len(checked),):
+            if typical.shape != (self.n_heads,):
                 raise ValueError(
-                    f"{len(checked)} heads but typical cosines of shape {typical.shape}"
+                    f"{self.n_heads} heads but typical cosines of shape {typical.shape}"
                 )
         self._calibration = calibration
         self._training = training
@@ -125,7 +124,7 @@ class Router:
         self._tolerance = _validate.tolerance(tolerance)
         self._forced = _validate.precision(precision, PRECISIONS)
         self._arithmetic = Arithmetic(
-            chosen, self._centroids, self._answers, self._tolerance, self._forced
+            chosen, self._centroids, self._answers, self._tolerance, self._forced, _source
         )
         # A backend may have a short way for a single query that needs nothing done to it.
         self._route_one: _backends.ShortWay = getattr(
@@ -527,15 +526,28 @@ class Router:
         backend: str = "auto",
         tolerance: float = 0.0,
         precision: str | None = None,
+        mmap: bool = False,
     ) -> Self:
         """Read a router that `save` wrote; tolerance and precision are not in the file.
+
+        Args:
+            mmap: map the file instead of reading it, so that processes which do the same share one
+                copy of its heads in memory. The native backend keeps them packed in a file beside
+                it, `<path>.<isa>.packed`, also mapped: the first to load a router writes it, and
+                whoever finds one of another router, kernel or version, or a damaged one, replaces
+                it. In a folder that cannot be written to, a RuntimeWarning says that this process
+                packs heads in memory of its own; the other backends always do, and so do the
+                arithmetics that a tolerance or a precision asks for. Both files may be replaced and
+                deleted at any time, as `save` does; they must not be changed in place. Results are
+                the same bits.
 
         Raises OSError when the file cannot be opened, and ValueError, with the path, when it is not
         a router's file.
         """
         _backends.find(backend)  # a backend that cannot run here is not the file's fault
         try:
-            stored = router_file.read(path)
+            source = MappedFile.open(path) if mmap else None
+            stored = router_file.read(path) if source is None else router_file.views(source)
             return cls(
                 stored.centroids,
                 stored.answers,
@@ -547,6 +559,7 @@ class Router:
                 precision=precision,
                 calibration=stored.calibration,
                 training=stored.training,
+                _source=source,
             )
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} is not a router's file: {error}") from error

@@ -1,0 +1,71 @@
+"""Packed heads in a file, which any number of processes map: they then share one copy.
+
+    [0, 16)     magic
+    [16, 48)    SHA-256 of everything after it
+    [48, 4096)  JSON, padded with spaces: what the heads were packed from and how (the key), and the
+                answers' scale
+    [4096, …)   the packed bytes, on a page of their own
+
+A file that is not whole, not undamaged or of another key is as good as none. It is replaced, never
+changed: who has mapped it keeps what it was. The hash finds damage; it is no protection from
+somebody who may write to the folder, and could change the router's file as well.
+
+Which facts make a key is the backend's to say.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headroute.files import MappedFile, replace_file
+
+_MAGIC = b"headroute packed"
+_HASHED = len(_MAGIC) + 32  # where the hashed part begins
+_DATA = 4096
+
+
+class Packed(NamedTuple):
+    data: memoryview  # the packed bytes, read-only, 4096-byte aligned; keeps the mapping
+    answer_scale: float
+
+
+def read(path: str, key: Mapping[str, object], size: int) -> Packed | None:
+    """Map the `size` packed bytes of a file that `write` wrote with the same key; None if there is
+    no such file."""
+    try:
+        content = memoryview(MappedFile.open(path).content)
+        if len(content) != _DATA + size or content[: len(_MAGIC)] != _MAGIC:
+            return None
+        if content[len(_MAGIC) : _HASHED] != _hash(content[_HASHED:]):
+            return None
+        facts = json.loads(bytes(content[_HASHED:_DATA]))
+        return Packed(content[_DATA:], facts["answer_scale"]) if facts["key"] == key else None
+    except (OSError, ValueError):  # no file, or an empty one
+        return None
+
+
+def write(
+    path: str, key: Mapping[str, object], data: npt.NDArray[np.uint8], answer_scale: float
+) -> Packed:
+    """Write packed bytes (n,), and map what was written. Raises OSError."""
+    facts = json.dumps({"key": key, "answer_scale": answer_scale}).encode()
+    header = facts.ljust(_DATA - _HASHED)
+    assert len(header) == _DATA - _HASHED
+    with replace_file(path) as file:
+        file.write(_MAGIC + _hash(header, data.data) + header)
+        file.write(data.data)
+        file.flush()
+        # Mapped before it has its name: another process may be about to put its own in that place.
+        content = memoryview(MappedFile.open(file.name).content)
+    return Packed(content[_DATA:], answer_scale)
+
+
+def _hash(*parts: memoryview | bytes) -> bytes:
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(part)
+    return result.digest()
