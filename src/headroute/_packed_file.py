@@ -15,13 +15,10 @@ Which facts make a key is the backend's to say.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from headroute.files import MappedFile, replace_file
+from headroute.files import MappedFile, one_at_a_time, replace_file
 
 _MAGIC = b"headroute packed"
 _HASHED = len(_MAGIC) + 32  # where the hashed part begins
@@ -29,13 +26,31 @@ _DATA = 4096
 
 
 class Packed(NamedTuple):
-    data: memoryview  # the packed bytes, read-only, 4096-byte aligned; keeps the mapping
+    data: memoryview  # bytes, read-only, 64-byte aligned; it keeps the memory
     answer_scale: float
 
 
-def read(path: str, key: Mapping[str, object], size: int) -> Packed | None:
-    """Map the `size` packed bytes of a file that `write` wrote with the same key; None if there is
-    no such file."""
+def share(
+    path: str,
+    key: Mapping[str, object],
+    size: int,
+    pack: Callable[[], Packed],
+) -> Packed:
+    """The `size` packed bytes of a key, mapped; written first, unless they are there.
+
+    Of several processes that come at once one packs, and the others wait for it: if each mapped
+    what it wrote itself, nothing would be shared. Raises OSError when the bytes are not there and
+    cannot be written.
+    """
+    found = _read(path, key, size)
+    if found is None:
+        with one_at_a_time(f"{path}.lock"):
+            found = _read(path, key, size) or _write(path, key, pack())
+    return found
+
+
+def _read(path: str, key: Mapping[str, object], size: int) -> Packed | None:
+    """Map what `_write` wrote with the same key; None if there is no such file."""
     try:
         content = memoryview(MappedFile.open(path).content)
         if len(content) != _DATA + size or content[: len(_MAGIC)] != _MAGIC:
@@ -48,20 +63,17 @@ def read(path: str, key: Mapping[str, object], size: int) -> Packed | None:
         return None
 
 
-def write(
-    path: str, key: Mapping[str, object], data: npt.NDArray[np.uint8], answer_scale: float
-) -> Packed:
-    """Write packed bytes (n,), and map what was written. Raises OSError."""
-    facts = json.dumps({"key": key, "answer_scale": answer_scale}).encode()
+def _write(path: str, key: Mapping[str, object], packed: Packed) -> Packed:
+    """Write packed bytes, and map what was written. Raises OSError."""
+    facts = json.dumps({"key": key, "answer_scale": packed.answer_scale}).encode()
     header = facts.ljust(_DATA - _HASHED)
-    assert len(header) == _DATA - _HASHED
     with replace_file(path) as file:
-        file.write(_MAGIC + _hash(header, data.data) + header)
-        file.write(data.data)
+        file.write(_MAGIC + _hash(header, packed.data) + header)
+        file.write(packed.data)
         file.flush()
         # Mapped before it has its name: another process may be about to put its own in that place.
         content = memoryview(MappedFile.open(file.name).content)
-    return Packed(content[_DATA:], answer_scale)
+    return Packed(content[_DATA:], packed.answer_scale)
 
 
 def _hash(*parts: memoryview | bytes) -> bytes:

@@ -8,8 +8,8 @@ import os
 import sys
 import warnings
 
-from headroute import _packed_file
 from headroute._backends._units import unit_centroids
+from headroute._packed_file import Packed, share
 from headroute._validate import Float32
 from headroute.files import MappedFile
 from headroute.precision import HeadRounding
@@ -90,21 +90,22 @@ class SharedHeads(Heads):
         layout = _core.packed_layout(*sizes, isa)
         key = {**layout, "sizes": list(sizes), "byteorder": sys.byteorder, "of": source.sha256()}
         self._path: str | None = f"{source.path}.{isa}.packed"
-        packed = _packed_file.read(self._path, key, layout["packed_bytes"])
-        if packed is None:
+
+        def pack() -> Packed:
             engine = _core.Engine(unit_centroids(centroids), answers, isa)
-            try:
-                packed = _packed_file.write(self._path, key, engine.packed, engine.answer_scale)
-            except OSError as error:
-                warnings.warn(
-                    f"packed heads cannot be kept in {self._path} ({error.strerror or error}): "
-                    "this process has a copy of its own, which no other shares",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
-                self._path = None
-                self._use(engine)
-                return
+            return Packed(engine.packed.data, engine.answer_scale)
+
+        try:
+            packed = share(self._path, key, layout["packed_bytes"], pack)
+        except OSError as error:
+            warnings.warn(
+                f"packed heads cannot be kept in {self._path} ({error.strerror or error}): "
+                "this process has a copy of its own, which no other shares",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            self._path = None
+            packed = pack()
         self._use(_core.Engine.from_packed(packed.data, *sizes, packed.answer_scale, isa))
 
     def info(self) -> dict[str, str | int]:
