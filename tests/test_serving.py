@@ -234,6 +234,30 @@ def test_a_lock_that_a_killed_process_left_is_in_nobodys_way(path):
     assert set(os.listdir(path.parent)) == {path.name, cache.name}
 
 
+@native
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_who_waits_goes_on_when_the_one_that_packs_is_killed(path):
+    cache = cache_of(path, Router.load(path).backend_info["isa"])
+    code = (
+        "import sys, time; from headroute.files import one_at_a_time\n"
+        "with one_at_a_time(sys.argv[1]): print(flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, f"{cache}.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as packing:
+        try:
+            packing.stdout.readline()
+            loading = threading.Thread(target=Router.load, args=(path,), kwargs={"mmap": True})
+            loading.start()
+            loading.join(0.5)
+            assert loading.is_alive()
+            assert not cache.exists()
+        finally:
+            packing.kill()
+    loading.join(60)
+    assert not loading.is_alive()
+    assert set(os.listdir(path.parent)) == {path.name, cache.name}
+
+
 def test_files_may_be_deleted(backend, path):
     read = Router.load(path, backend=backend)
     mapped = Router.load(path, backend=backend, mmap=True)
