@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -58,6 +59,10 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
+const headroute::Kernel& kernel_or_best(const std::string& isa) {
+    return isa.empty() ? *headroute::available_kernels().front() : headroute::kernel_by_name(isa);
+}
+
 std::unique_ptr<Engine> make_engine(const py::array& centroid_array, const py::array& answer_array,
                                     const std::string& isa, const std::string& precision) {
     const FloatArray centroids(centroid_array), answers(answer_array);
@@ -66,8 +71,7 @@ std::unique_ptr<Engine> make_engine(const py::array& centroid_array, const py::a
     require(centroids.shape(0) == answers.shape(0), "centroids and answers must have the same number of rows");
     require(centroids.shape(0) > 0 && centroids.shape(1) > 0 && answers.shape(1) > 0,
             "centroids and answers must not be empty");
-    const headroute::Kernel& kernel =
-        isa.empty() ? *headroute::available_kernels().front() : headroute::kernel_by_name(isa);
+    const headroute::Kernel& kernel = kernel_or_best(isa);
     require(precision == "float32" || precision == "int16" || precision == "screened",
             "precision must be float32, int16 or screened");
     const Precision chosen = precision == "int16"      ? Precision::int16
@@ -80,6 +84,50 @@ std::unique_ptr<Engine> make_engine(const py::array& centroid_array, const py::a
     const py::gil_scoped_release release;  // the caller holds both arrays
     return std::make_unique<Engine>(headroute::pack_heads(from_centroids, from_answers, n_heads, d, e, chosen, kernel),
                                     kernel);
+}
+
+// An engine over what `packed` of another engine was, in any read-only buffer: a mapped file.
+py::object engine_from_packed(const py::buffer& buffer, std::size_t n_heads, std::size_t query_dim,
+                              std::size_t answer_dim, double answer_scale, const std::string& isa) {
+    // A view of our own: as long as it lives, a mapping cannot be closed.
+    const auto view = py::reinterpret_steal<py::object>(PyMemoryView_FromObject(buffer.ptr()));
+    if (!view) throw py::error_already_set();
+    const Py_buffer& memory = *PyMemoryView_GET_BUFFER(view.ptr());
+    require(PyBuffer_IsContiguous(&memory, 'C') != 0, "packed heads must be contiguous");
+    require(memory.readonly != 0, "packed heads must be read-only");
+    const headroute::Kernel& kernel = kernel_or_best(isa);
+    auto heads = headroute::borrow_heads(memory.buf, static_cast<std::size_t>(memory.len), n_heads, query_dim,
+                                         answer_dim, static_cast<float>(answer_scale), kernel);
+    py::object engine = py::cast(std::make_unique<Engine>(std::move(heads), kernel));
+    py::detail::keep_alive_impl(engine, view);
+    return engine;
+}
+
+// The bytes that `engine_from_packed` takes, read-only and without a copy; the array keeps its engine.
+py::object packed_of(const py::object& engine) {
+    const auto& self = engine.cast<const Engine&>();
+    require(self.heads().precision == Precision::float32, "only float32 heads are whole in one piece of memory");
+    const py::array_t<std::uint8_t> bytes(
+        static_cast<py::ssize_t>(headroute::packed_bytes(self.heads(), self.kernel())),
+        static_cast<const std::uint8_t*>(self.heads().data), engine);
+    bytes.attr("setflags")(py::arg("write") = false);
+    return bytes;
+}
+
+// What must be the same, with K, d and e, for packed bytes to be those of this build and kernel.
+py::dict packed_layout(py::ssize_t n_heads, py::ssize_t query_dim, py::ssize_t answer_dim, const std::string& isa) {
+    require(n_heads > 0 && query_dim > 0 && answer_dim > 0, "there must be heads, with columns");
+    const headroute::Kernel& kernel = kernel_or_best(isa);
+    const headroute::PackedHeads layout =
+        headroute::float32_layout(static_cast<std::size_t>(n_heads), static_cast<std::size_t>(query_dim),
+                                  static_cast<std::size_t>(answer_dim), kernel);
+    py::dict facts;
+    facts["version"] = headroute::kPackedVersion;
+    facts["isa"] = kernel.name;
+    facts["lanes"] = kernel.lanes;
+    facts["block_heads"] = layout.block_heads;
+    facts["packed_bytes"] = headroute::packed_bytes(layout, kernel);
+    return facts;
 }
 
 // The thread that Python runs signal handlers on, noted at import.
@@ -246,6 +294,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                 return run_one(self, Task::route, self.heads().n_heads, query, temperature, out);
             },
             py::arg("query"), py::arg("temperature"), py::arg("out"))
+        .def_static("from_packed", &engine_from_packed, py::arg("packed"), py::arg("n_heads"), py::arg("query_dim"),
+                    py::arg("answer_dim"), py::arg("answer_scale"), py::arg("isa") = "")
+        .def_property_readonly("packed", &packed_of)
+        .def_property_readonly("answer_scale", [](const Engine& self) { return self.heads().answer_scale; })
         .def_property_readonly("isa", [](const Engine& self) { return self.kernel().name; })
         .def_property_readonly("packed_bytes", &Engine::packed_bytes)
         .def_property_readonly("rounding", [](const Engine& self) {
@@ -259,6 +311,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
             return facts;
         });
 
+    m.def("packed_layout", &packed_layout, py::arg("n_heads"), py::arg("query_dim"), py::arg("answer_dim"),
+          py::arg("isa") = "");
     m.def("build_info", [] {
         py::dict info;
         info["compiler"] = HEADROUTE_COMPILER;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <new>
@@ -349,6 +350,33 @@ Heads pack_heads(const float* centroids, const float* answers, std::size_t n_hea
                       : precision == Precision::int16 ? pack_int16
                                                       : pack_screened;
     pack(centroids, answers, kernel, heads);
+    return heads;
+}
+
+PackedHeads float32_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, const Kernel& kernel) {
+    return head_layout(n_heads, query_dim, answer_dim, Precision::float32, kernel);
+}
+
+std::size_t packed_bytes(const PackedHeads& layout, const Kernel& kernel) {
+    return packed_elements(layout, kernel) * sizeof(float);
+}
+
+Heads borrow_heads(const void* data, std::size_t bytes, std::size_t n_heads, std::size_t query_dim,
+                   std::size_t answer_dim, float answer_scale, const Kernel& kernel) {
+    if (reinterpret_cast<std::uintptr_t>(data) % 64 != 0)
+        throw std::invalid_argument("packed heads must be 64-byte aligned");
+    if (!(answer_scale >= 1.0f && answer_scale <= std::numeric_limits<float>::max()))
+        throw std::invalid_argument("answer_scale must be finite, and at least 1");
+    // No size below can overflow when every matrix is at most as large as the memory.
+    const std::size_t columns = std::max(query_dim, answer_dim);
+    if (n_heads == 0 || query_dim == 0 || answer_dim == 0 || columns > bytes / sizeof(float) / n_heads)
+        throw std::invalid_argument("packed heads are not of this size");
+    Heads heads;
+    heads.packed = float32_layout(n_heads, query_dim, answer_dim, kernel);
+    heads.packed.answer_scale = answer_scale;
+    heads.packed.data = data;
+    heads.data_elements = packed_elements(heads.packed, kernel);
+    if (bytes != heads.data_elements * sizeof(float)) throw std::invalid_argument("packed heads are not of this size");
     return heads;
 }
 

@@ -32,7 +32,7 @@ struct HeadRounding {
 struct Heads {
     PackedHeads packed;
     HeadRounding rounding;  // not of float32
-    AlignedFloats data;
+    AlignedFloats data;     // null when packed.data is somebody else's memory
     std::size_t data_elements;
     std::vector<float> inverse_limits;        // int16
     std::vector<float> dot_offsets;           // screened
@@ -44,5 +44,18 @@ struct Heads {
 // screened heads: those are read where they are, and must live as long as the result.
 Heads pack_heads(const float* centroids, const float* answers, std::size_t n_heads, std::size_t query_dim,
                  std::size_t answer_dim, Precision precision, const Kernel& kernel);
+
+// Packed heads may be kept in a file. Its reader compares the layout below, but cannot see the order of the elements in
+// a block: whoever changes that order, or what an element is, counts this up.
+constexpr int kPackedVersion = 1;
+
+// How float32 heads are packed for a kernel, without data; and the bytes of it.
+PackedHeads float32_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, const Kernel& kernel);
+std::size_t packed_bytes(const PackedHeads& layout, const Kernel& kernel);
+
+// float32 heads that are packed already, by pack_heads for the same kernel; read where they are, so the memory must
+// live as long as the result. Throws std::invalid_argument when it is misaligned or not of the right size.
+Heads borrow_heads(const void* data, std::size_t bytes, std::size_t n_heads, std::size_t query_dim,
+                   std::size_t answer_dim, float answer_scale, const Kernel& kernel);
 
 }  // namespace headroute

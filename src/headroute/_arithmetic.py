@@ -12,6 +12,7 @@ from headroute._certified import Bounds, CertifiedProjection, Kernel, Lazy, Meas
 from headroute._from_weights import StatsKernel, TopKernel
 from headroute._screening import predict
 from headroute._validate import Float32
+from headroute.files import MappedFile
 from headroute.precision import (
     Int16Errors,
     Plan,
@@ -39,6 +40,7 @@ class Arithmetic:
         centroids: (K, d); answers: (K, e); both checked, and never changed.
         tolerance: see `headroute.Router`.
         forced: one of `headroute.precision.PRECISIONS`, or None to choose by the tolerance.
+        source: the file that the heads are mapped from, if processes are to share them.
 
     Raises ValueError for a forced precision that the backend does not have.
     """
@@ -50,8 +52,13 @@ class Arithmetic:
         answers: Float32,
         tolerance: float,
         forced: str | None,
+        source: MappedFile | None = None,
     ) -> None:
-        self.float32 = backend.Heads(centroids, answers)
+        make_shared = None if source is None else _backends.shared_heads(backend)
+        if source is None or make_shared is None:
+            self.float32 = backend.Heads(centroids, answers)
+        else:
+            self.float32 = make_shared(centroids, answers, source)
         self._centroids = centroids
         self._chains = backend.CHAINS
         self._tolerance = tolerance

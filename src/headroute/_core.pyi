@@ -20,7 +20,15 @@ class HeadRounding(TypedDict):
     answer_rounding: float
     query_scale: float
 
+class PackedLayout(TypedDict):
+    version: int
+    isa: str
+    lanes: int
+    block_heads: int
+    packed_bytes: int
+
 def build_info() -> BuildInfo: ...
+def packed_layout(n_heads: int, query_dim: int, answer_dim: int, isa: str = "") -> PackedLayout: ...
 
 @final
 class Engine:
@@ -50,6 +58,19 @@ class Engine:
     ) -> int: ...
     def project_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
     def route_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
+    @staticmethod
+    def from_packed(
+        packed: memoryview | npt.NDArray[np.uint8],
+        n_heads: int,
+        query_dim: int,
+        answer_dim: int,
+        answer_scale: float,
+        isa: str = "",
+    ) -> Engine: ...
+    @property
+    def packed(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def answer_scale(self) -> float: ...
     @property
     def isa(self) -> str: ...
     @property

@@ -212,6 +212,27 @@ def float32_answers(rows: Floats) -> Float32:
     return result
 
 
+def heads(
+    centroids_: npt.ArrayLike, answers_: npt.ArrayLike, *, copy: bool
+) -> tuple[Float32, Float32]:
+    """Return centroids (K, d) and answers (K, e) as C-contiguous float32 that point in the same
+    directions: copies, or with copy=False as they are where they are that already.
+
+    Raises what `centroids`, `answers` and `float32_answers` raise.
+    """
+    rows = centroids(centroids_)
+    columns = answers(answers_, len(rows))
+
+    def in_place(array: Floats) -> bool:
+        flags = array.flags
+        return not copy and array.dtype == _FLOAT32 and flags.c_contiguous and flags.aligned
+
+    return (
+        rows if in_place(rows) else float32_rows(rows),
+        columns if in_place(columns) else float32_answers(columns),
+    )
+
+
 def _matrix(array: npt.NDArray[Any], what: str, shape: str) -> Floats:
     if array.ndim != 2:
         raise ValueError(f"{what} must be a {shape} array, got shape {array.shape}")
@@ -219,9 +240,11 @@ def _matrix(array: npt.NDArray[Any], what: str, shape: str) -> Floats:
 
 
 def _check_heads_finite(rows: Floats, what: str) -> None:
-    bad = ~np.isfinite(rows).all(axis=1)
-    if bad.any():
-        raise ValueError(f"head {bad.argmax()} has a NaN or infinity in its {what}")
+    step = max(1, _BLOCK_BYTES // (4 * max(1, rows.shape[1])))
+    for start in range(0, len(rows), step):
+        bad = ~np.isfinite(rows[start : start + step]).all(axis=1)
+        if bad.any():
+            raise ValueError(f"head {start + bad.argmax()} has a NaN or infinity in its {what}")
 
 
 def queries(values: npt.ArrayLike, d: int) -> npt.NDArray[Any]:

@@ -89,7 +89,7 @@ class HeadRounding(NamedTuple):
 def underflow(answers: Float32) -> float:
     """What float32's smallest numbers add to every bound: a product of each head, in each column,
     may be off by 2⁻¹⁴⁹. Next to nothing, unless all answers are as small."""
-    largest = float(np.abs(answers).max(initial=0))
+    largest = float(max(answers.max(initial=0), -answers.min(initial=0)))
     n_heads, columns = answers.shape
     return 2 * n_heads * math.sqrt(columns) * 2.0**-149 / largest if largest else 0.0
 

@@ -17,6 +17,7 @@ it with a probability of at most ⌊α(m + 1)⌋ / (m + 1) <= α.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,11 +100,6 @@ class Groups:
         return result
 
 
-def rows_at_once(n_heads: int) -> int:
-    """How many queries to route before their weights are looked at."""
-    return max(1, _BLOCK_BYTES // (4 * n_heads))
-
-
 def best_cosines(
     queries: npt.NDArray[np.floating[Any]], centroids: Float32, heads: npt.NDArray[np.int64]
 ) -> Float64:
@@ -152,3 +148,58 @@ def scores_of(
     if score == "relative" and typical is not None:
         result += log_of_relative(weights, typical, temperature)
     return result
+
+
+def score_of(calibration: Calibration | None, wanted: str | None = None) -> str:
+    """The score to use: the one that is wanted, or the calibration's, or the best cosine.
+
+    Raises ValueError for an unknown one, and for one that needs more than the router knows.
+    """
+    if wanted is None:
+        return "best_cosine" if calibration is None else calibration.score
+    score = _validate.one_of(wanted, "score", SCORES)
+    if score == "relative" and (calibration is None or calibration.typical is None):
+        raise ValueError("score='relative' is only known to routers that were trained with it")
+    return score
+
+
+def threshold_of(calibration: Calibration | None, abstain: float | None) -> float:
+    """The score below which a query is refused at level `abstain`; -inf for None.
+
+    Raises ValueError for a level outside (0, 1), and without a calibration.
+    """
+    if abstain is None:
+        return -math.inf
+    level = _validate.level(abstain)
+    if calibration is None:
+        raise ValueError(
+            f"abstain={abstain!r} needs scores of in-scope queries: "
+            "router.calibrate(queries) gives a router that has them"
+        )
+    return calibration.threshold(level)
+
+
+def judge(
+    queries: npt.NDArray[Any],
+    route: Callable[[slice, Float32], None],
+    centroids: Float32,
+    groups: Groups,
+    temperature: float,
+    score: str,
+    typical: Float32 | None,
+) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Groups and scores, both (n,), of queries (n, d).
+
+    `route(rows, weights)` writes the weights of some rows, (rows, K). N×K is never held at once.
+    """
+    n, n_heads = len(queries), len(centroids)
+    group, scores = np.empty(n, np.int64), np.empty(n, np.float32)
+    step = max(1, _BLOCK_BYTES // (4 * n_heads))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        weights = np.empty((rows.stop - start, n_heads), np.float32)
+        route(rows, weights)
+        group[rows] = groups.sums(weights).argmax(axis=1)
+        best = best_cosines(queries[rows], centroids, weights.argmax(axis=1))
+        scores[rows] = scores_of(score, best, weights, groups, temperature, typical)
+    return group, scores

@@ -36,6 +36,20 @@ def by_weights(n_queries: int, n_documents: int, n_heads: int, answer_dim: int) 
     )
 
 
+def documents_side(n_queries: int, answers: Float32, documents: Float32) -> tuple[Float32, bool]:
+    """What the queries' side is multiplied by, and whether that side is weights, or projections.
+
+    (K, D) products of answers (K, e) and documents (D, e), where that takes less and float32 holds
+    them; else the documents' columns (e, D).
+    """
+    if by_weights(n_queries, len(documents), *answers.shape):
+        with np.errstate(over="ignore", invalid="ignore"):
+            products: Float32 = answers @ documents.T
+        if np.isfinite(products).all():
+            return products, True
+    return documents.T, False
+
+
 def rank(
     left: Callable[[slice], Float32], n_queries: int, right: Float32, k: int
 ) -> tuple[Indices, Float32]:

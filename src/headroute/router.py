@@ -1,4 +1,4 @@
-"""Router: heads that never change, made ready once, and the calls on them.
+"""Router: the calls on heads that never change.
 
     q̂ = q / ‖q‖     ĉ_k = c_k / ‖c_k‖     w = softmax(q̂ · ĉ / τ)     p = Σ_k w_k a_k
 
@@ -6,24 +6,20 @@ This file checks what comes in, cuts it into blocks and says which row was bad. 
 the backend's.
 """
 
-import functools
-import os
-from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from headroute import _backends, _validate, prediction, ranking, router_file
-from headroute._arithmetic import Arithmetic, decline
+from headroute import _validate, prediction, ranking
+from headroute._ready_heads import ReadyHeads
 from headroute._run import Kernel, Run
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
-from headroute.precision import PRECISIONS, Plan
-from headroute.prediction import SCORES, Calibration, Prediction
+from headroute.precision import Plan
+from headroute.prediction import Calibration, Prediction
 from headroute.ranking import RankedDocuments
 from headroute.stats import Stats, stats_of
-from headroute.training_record import TrainingRecord
 
 
 class TopHeads(NamedTuple):
@@ -39,7 +35,7 @@ class _Options(TypedDict, total=False):
     num_threads: int | None
 
 
-class Router:
+class Router(ReadyHeads):
     """Multi-head routing over fixed heads.
 
     Args:
@@ -69,139 +65,7 @@ class Router:
     blocks of at most 4 MiB. A zero query is equally far from every head and gets uniform weights.
     """
 
-    __slots__ = (
-        "_answers",
-        "_arithmetic",
-        "_backend",
-        "_calibration",
-        "_centroids",
-        "_forced",
-        "_group_of_head",
-        "_groups",
-        "_names",
-        "_project_one",
-        "_requested",
-        "_route_one",
-        "_temperature",
-        "_tolerance",
-        "_training",
-    )
-
-    def __init__(
-        self,
-        centroids: npt.ArrayLike,
-        answers: npt.ArrayLike,
-        *,
-        temperature: float = 0.1,
-        names: Sequence[str] | None = None,
-        groups: npt.ArrayLike | None = None,
-        backend: str = "auto",
-        tolerance: float = 0.0,
-        precision: str | None = None,
-        calibration: Calibration | None = None,
-        training: TrainingRecord | None = None,
-    ) -> None:
-        checked = _validate.centroids(centroids)
-        self._centroids = _read_only(_validate.float32_rows(checked))
-        self._answers = _read_only(
-            _validate.float32_answers(_validate.answers(answers, len(checked)))
-        )
-        self._temperature = _validate.temperature(temperature)
-        self._group_of_head = _validate.groups_of_heads(groups, len(checked))
-        self._group_of_head.setflags(write=False)
-        self._groups = prediction.Groups(self._group_of_head)
-        self._names = _validate.group_names(names, int(self._group_of_head.max()) + 1)
-        if calibration is not None and calibration.typical is not None:
-            typical = calibration.typical
-            if typical.shape != (len(checked),):
-                raise ValueError(
-                    f"{len(checked)} heads but typical cosines of shape {typical.shape}"
-                )
-        self._calibration = calibration
-        self._training = training
-        chosen = _backends.find(backend)
-        self._requested = backend
-        self._backend = chosen.NAME
-        self._tolerance = _validate.tolerance(tolerance)
-        self._forced = _validate.precision(precision, PRECISIONS)
-        self._arithmetic = Arithmetic(
-            chosen, self._centroids, self._answers, self._tolerance, self._forced
-        )
-        # A backend may have a short way for a single query that needs nothing done to it.
-        self._route_one: _backends.ShortWay = getattr(
-            self._arithmetic.float32, "route_one", decline
-        )
-        self._project_one = self._arithmetic.project_one(self.plan())
-
-    @property
-    def temperature(self) -> float:
-        """The default temperature τ."""
-        return self._temperature
-
-    @property
-    def tolerance(self) -> float:
-        """The largest ‖projected - exact‖ / max_k ‖a_k‖ that `project` may be off by."""
-        return self._tolerance
-
-    @property
-    def centroids(self) -> Float32:
-        """(K, d) float32, read-only, as given: not normalised."""
-        return self._centroids
-
-    @property
-    def answers(self) -> Float32:
-        """(K, e) float32, read-only."""
-        return self._answers
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One name a group: a head, unless several were given to one group."""
-        return self._names
-
-    @property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """(K,) int64, read-only: the group of each head."""
-        return self._group_of_head.view()
-
-    @property
-    def n_groups(self) -> int:
-        """G."""
-        return len(self._names)
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What `predict` abstains by."""
-        return self._calibration
-
-    @property
-    def training(self) -> TrainingRecord | None:
-        """How the heads were trained, if `train_heads` made them."""
-        return self._training
-
-    @property
-    def n_heads(self) -> int:
-        """K."""
-        return len(self._centroids)
-
-    @property
-    def query_dim(self) -> int:
-        """d."""
-        return int(self._centroids.shape[1])
-
-    @property
-    def answer_dim(self) -> int:
-        """e."""
-        return int(self._answers.shape[1])
-
-    @property
-    def backend(self) -> str:
-        """The name of the backend in use."""
-        return self._backend
-
-    @property
-    def backend_info(self) -> dict[str, str | int]:
-        """What the backend chose for these heads, such as {"isa": "avx512"}."""
-        return self._arithmetic.info()
+    __slots__ = ()
 
     def plan(self, temperature: float | None = None) -> Plan:
         """Say which arithmetic `project` uses at a temperature (the router's by default), and why.
@@ -407,18 +271,10 @@ class Router:
 
         Raises ValueError for a level without a calibration, and what `project` raises.
         """
-        threshold = -np.inf
-        if abstain is not None:
-            level = _validate.level(abstain)
-            if self._calibration is None:
-                raise ValueError(
-                    f"abstain={abstain!r} needs scores of in-scope queries: "
-                    "router.calibrate(queries) gives a router that has them"
-                )
-            threshold = self._calibration.threshold(level)
+        threshold = prediction.threshold_of(self._calibration, abstain)
         array = _validate.queries(queries, self.query_dim)
-        threads = self._options(None, num_threads)[1]
-        group, score = self._judge(np.atleast_2d(array), self._score, threads)
+        kind = prediction.score_of(self._calibration)
+        group, score = self._judge(np.atleast_2d(array), kind, num_threads)
         shape = array.shape[:-1]
         return Prediction(
             group.reshape(shape), score.reshape(shape), (score < threshold).reshape(shape)
@@ -440,15 +296,26 @@ class Router:
 
         Raises ValueError for an unknown score or for no queries, and what `project` raises.
         """
-        kind = self._score if score is None else _validate.one_of(score, "score", SCORES)
-        typical = self._calibration.typical if self._calibration else None
-        if kind == "relative" and typical is None:
-            raise ValueError("score='relative' is only known to routers that were trained with it")
+        kind = prediction.score_of(self._calibration, score)
         array = _validate.queries(queries, self.query_dim)
         if array.ndim != 2 or len(array) == 0:
             raise ValueError(f"calibration needs (m, d) queries, m >= 1, got shape {array.shape}")
-        scores = self._judge(array, kind, self._options(None, num_threads)[1])[1]
+        scores = self._judge(array, kind, num_threads)[1]
+        typical = self._calibration.typical if self._calibration else None
         return self._with_calibration(Calibration(kind, "held-out", np.sort(scores), typical))
+
+    def _judge(
+        self, rows: npt.NDArray[Any], score: str, num_threads: int | None
+    ) -> tuple[npt.NDArray[np.int64], Float32]:
+        """Groups and scores, both (n,), of checked queries (n, d)."""
+        tau, threads = self._options(None, num_threads)
+        typical = self._calibration.typical if self._calibration else None
+
+        def route(part: slice, weights: Float32) -> None:
+            run = Run(rows[part], tau, threads, halves=self._arithmetic.halves)
+            run(self._arithmetic.float32.route, weights, first_row=part.start)
+
+        return prediction.judge(rows, route, self._centroids, self._groups, tau, score, typical)
 
     def score_answers(
         self,
@@ -478,17 +345,15 @@ class Router:
         k = _validate.top_k(k, len(columns), "documents")
         tau, threads = self._options(temperature, num_threads)
         rows = np.atleast_2d(array)
-        by_weights = ranking.by_weights(len(rows), len(columns), self.n_heads, self.answer_dim)
-        kernel: Kernel = self._arithmetic.float32.route
-        if by_weights:
-            with np.errstate(over="ignore", invalid="ignore"):
-                right = self._answers @ columns.T
-        if not by_weights or not np.isfinite(right).all():
-            kernel, right = self._arithmetic.kernel(self.plan(tau)), columns.T
+        right, of_weights = ranking.documents_side(len(rows), self._answers, columns)
+        arithmetic = self._arithmetic
+        kernel: Kernel = (
+            arithmetic.float32.route if of_weights else arithmetic.kernel(arithmetic.plan(tau))
+        )
 
         def left(part: slice) -> Float32:
             result = np.empty((len(rows[part]), len(right)), np.float32)
-            run = Run(rows[part], tau, threads, halves=self._arithmetic.halves)
+            run = Run(rows[part], tau, threads, halves=arithmetic.halves)
             run(kernel, result, first_row=part.start)
             return result
 
@@ -496,127 +361,8 @@ class Router:
         indices, scores = ranking.rank(left, len(rows), right, k)
         return RankedDocuments(indices.reshape(shape), scores.reshape(shape))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the router to one safetensors file: tensors `centroids` and `answers`, the rest in
-        its header.
-
-        The file appears whole or not at all: it is written beside its place, flushed to disk and
-        moved there.
-        """
-        router_file.write(path, self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """The content of the file that `save` writes."""
-        return router_file.encode(
-            router_file.StoredRouter(
-                self._centroids,
-                self._answers,
-                self._temperature,
-                self._names,
-                self._group_of_head,
-                self._calibration,
-                self._training,
-            )
-        )
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        backend: str = "auto",
-        tolerance: float = 0.0,
-        precision: str | None = None,
-    ) -> Self:
-        """Read a router that `save` wrote; tolerance and precision are not in the file.
-
-        Raises OSError when the file cannot be opened, and ValueError, with the path, when it is not
-        a router's file.
-        """
-        _backends.find(backend)  # a backend that cannot run here is not the file's fault
-        try:
-            stored = router_file.read(path)
-            return cls(
-                stored.centroids,
-                stored.answers,
-                temperature=stored.temperature,
-                names=stored.names,
-                groups=stored.groups,
-                backend=backend,
-                tolerance=tolerance,
-                precision=precision,
-                calibration=stored.calibration,
-                training=stored.training,
-            )
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a router's file: {error}") from error
-
-    @property
-    def _score(self) -> str:
-        return self._calibration.score if self._calibration else "best_cosine"
-
-    def _judge(
-        self, rows: npt.NDArray[Any], score: str, threads: int
-    ) -> tuple[npt.NDArray[np.int64], Float32]:
-        """Groups and scores, both (n,), of checked queries (n, d)."""
-        group, scores = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
-        typical = self._calibration.typical if self._calibration else None
-        step = prediction.rows_at_once(self.n_heads)
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            weights = np.empty((len(part), self.n_heads), np.float32)
-            run = Run(part, self._temperature, threads, halves=self._arithmetic.halves)
-            run(self._arithmetic.float32.route, weights, first_row=start)
-            group[start : start + step] = self._groups.sums(weights).argmax(axis=1)
-            best = prediction.best_cosines(part, self._centroids, weights.argmax(axis=1))
-            scores[start : start + step] = prediction.scores_of(
-                score, best, weights, self._groups, self._temperature, typical
-            )
-        return group, scores
-
-    def _with_calibration(self, calibration: Calibration) -> Self:
-        """The same packed heads, with another calibration."""
-        result = object.__new__(type(self))
-        for name in self.__slots__:
-            setattr(result, name, getattr(self, name))
-        result._calibration = calibration
-        return result
-
-    def __repr__(self) -> str:
-        return (
-            f"Router(n_heads={self.n_heads}, query_dim={self.query_dim}, "
-            f"answer_dim={self.answer_dim}, temperature={self._temperature!r}, "
-            f"backend={self._backend!r})"
-        )
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def __reduce__(self) -> tuple[Callable[..., "Router"], tuple[Any, ...]]:
-        # The backend as it was asked for: "auto" may be another one where this is unpickled.
-        options: dict[str, Any] = {
-            "temperature": self._temperature,
-            "names": self._names,
-            "groups": self._group_of_head,
-            "backend": self._requested,
-            "tolerance": self._tolerance,
-            "precision": self._forced,
-            "calibration": self._calibration,
-            "training": self._training,
-        }
-        return functools.partial(type(self), **options), (self._centroids, self._answers)
-
     def _options(self, temperature: float | None, num_threads: int | None) -> tuple[float, int]:
         return (
             self._temperature if temperature is None else _validate.temperature(temperature),
             get_num_threads() if num_threads is None else _validate.num_threads(num_threads),
         )
-
-
-def _read_only(array: Float32) -> Float32:
-    # A view: unlike the array itself, it cannot be made writeable again.
-    array.setflags(write=False)
-    return array.view()

@@ -9,6 +9,8 @@ Never pickle: nothing in a file can run. The file appears whole or not at all.
 
 import dataclasses
 import json
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headroute._validate import Float32
-from headroute.files import replace_file
+from headroute.files import MappedFile, replace_file
 from headroute.prediction import Calibration
 from headroute.training_record import TrainingRecord
 
@@ -85,8 +87,57 @@ def decode(content: bytes) -> StoredRouter:
     from safetensors.numpy import load
 
     try:
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return _stored(load(content), _header(content)[0])
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def views(file: MappedFile) -> StoredRouter:
+    """What `decode` returns, with arrays that are views of the file; those that are not aligned
+    there, or not of this machine's byte order, are copies. ValueError for something else."""
+    content = file.content
+    header, start = _header(content)
+    try:
+        tensors = {
+            name: _view(content, start, entry)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no safetensors file: {error!r}") from error
+    return _stored(tensors, header)
+
+
+def _header(content: bytes | mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its data begin. Raises ValueError."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    if not 8 < start <= len(content):
+        raise ValueError("no safetensors file: it has no header")
+    try:
+        header = json.loads(content[8:start])
+    except RecursionError as error:
+        raise ValueError("no safetensors file: its header is too deep") from error
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors file: its header is no object")
+    return header, start
+
+
+def _view(content: mmap.mmap, start: int, entry: dict[str, Any]) -> npt.NDArray[Any]:
+    """The tensor of a header's entry. Raises ValueError, KeyError or TypeError."""
+    name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if name[0] not in "FIU":
+        raise ValueError(f"dtype {name} is not read")
+    dtype = np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}")
+    if not 0 <= begin <= end <= len(content) - start:
+        raise ValueError(f"data at {begin} to {end} are beyond the file's end")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(f"{end - begin} bytes for shape {shape} of {name}")
+    stored = np.frombuffer(content, dtype, math.prod(shape), start + begin).reshape(shape)
+    return np.require(stored, dtype.newbyteorder("="), ["A"])
+
+
+def _stored(tensors: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> StoredRouter:
+    try:
         facts = json.loads(header.get("__metadata__", {}).get(_FORMAT, "{}"))
         if facts.get("version") != _VERSION:
             raise ValueError(f"its header does not say {_FORMAT}, version {_VERSION}")
@@ -109,5 +160,5 @@ def decode(content: bytes) -> StoredRouter:
             calibration,
             training,
         )
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error

@@ -14,6 +14,7 @@ import numpy as np
 
 from headroute import _threads
 from headroute._validate import Float32
+from headroute.files import MappedFile
 from headroute.precision import HeadRounding
 
 # Best first: `backend="auto"` takes the first that can run.
@@ -102,8 +103,13 @@ class _MakeHeads(Protocol):
         """Centroids (K, d) and answers (K, e): C-contiguous, finite, not normalised, none zero."""
 
 
+# The same, beside the router's file that they are mapped from.
+MakeSharedHeads = Callable[[Float32, Float32, MappedFile], Heads]
+
+
 class Backend(Protocol):
-    """What a backend's module has; the native one also `Int16Heads` and `ScreenedHeads`."""
+    """What a backend's module has; the native one also `Int16Heads`, `ScreenedHeads` and
+    `SharedHeads`."""
 
     NAME: str
     CHAINS: bool  # whether its sums are short chains: `headroute.precision.float32_bound`
@@ -156,6 +162,12 @@ def certified_heads(backend: Backend) -> tuple[MakeInt16Heads, MakeScreenedHeads
     make_int16: MakeInt16Heads | None = getattr(backend, "Int16Heads", None)
     make_screened: MakeScreenedHeads | None = getattr(backend, "ScreenedHeads", None)
     return None if make_int16 is None or make_screened is None else (make_int16, make_screened)
+
+
+def shared_heads(backend: Backend) -> MakeSharedHeads | None:
+    """What makes heads that processes share, or None if every process of a backend has its own."""
+    make: MakeSharedHeads | None = getattr(backend, "SharedHeads", None)
+    return make
 
 
 def build_info() -> dict[str, object]:

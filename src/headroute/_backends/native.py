@@ -5,9 +5,13 @@ batch, with any number of threads.
 """
 
 import os
+import sys
+import warnings
 
 from headroute._backends._units import unit_centroids
+from headroute._packed_file import Packed, share
 from headroute._validate import Float32
+from headroute.files import MappedFile
 from headroute.precision import HeadRounding
 
 _UNAVAILABLE: str | None
@@ -53,7 +57,10 @@ class Heads:
     """Heads packed for one kernel; see `headroute._backends.Heads` for the shapes."""
 
     def __init__(self, centroids: Float32, answers: Float32) -> None:
-        self._engine = _core.Engine(unit_centroids(centroids), answers, _chosen_isa())
+        self._use(_core.Engine(unit_centroids(centroids), answers, _chosen_isa()))
+
+    def _use(self, engine: "_core.Engine") -> None:
+        self._engine = engine
         # The bound methods of the extension, so that one short query does not pay for a call more.
         self.project = self._engine.project
         self.route = self._engine.route
@@ -68,6 +75,41 @@ class Heads:
 
     def info(self) -> dict[str, str | int]:
         return {"isa": self._engine.isa, "packed_bytes": self._engine.packed_bytes}
+
+
+class SharedHeads(Heads):
+    """The same heads, packed in a file beside the router's that all processes map.
+
+    Packed and written if it is not there. With a RuntimeWarning, in memory of this process's own
+    if it cannot be written.
+    """
+
+    def __init__(self, centroids: Float32, answers: Float32, source: MappedFile) -> None:
+        isa = _chosen_isa()
+        sizes = (len(centroids), centroids.shape[1], answers.shape[1])
+        layout = _core.packed_layout(*sizes, isa)
+        key = {**layout, "sizes": list(sizes), "byteorder": sys.byteorder, "of": source.sha256()}
+        self._path: str | None = f"{source.path}.{isa}.packed"
+
+        def pack() -> Packed:
+            engine = _core.Engine(unit_centroids(centroids), answers, isa)
+            return Packed(engine.packed.data, engine.answer_scale)
+
+        try:
+            packed = share(self._path, key, layout["packed_bytes"], pack)
+        except OSError as error:
+            warnings.warn(
+                f"packed heads cannot be kept in {self._path} ({error.strerror or error}): "
+                "this process has a copy of its own, which no other shares",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            self._path = None
+            packed = pack()
+        self._use(_core.Engine.from_packed(packed.data, *sizes, packed.answer_scale, isa))
+
+    def info(self) -> dict[str, str | int]:
+        return super().info() | ({} if self._path is None else {"packed_file": self._path})
 
 
 class Int16Heads:
