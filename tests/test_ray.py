@@ -1,0 +1,208 @@
+"""headroute.ray on a cluster of three nodes, on this machine and its loopback address alone.
+
+Nodes have 2, 3 and 3 logical CPUs, and an actor takes 2: each node has one of three actors, and the
+CPUs that are left read and write. What a job does is compared by id with the same run on one
+machine. Jobs that are to be hit in the middle run in a process of their own, with a router that
+takes its time and leaves a mark for every block, by the name of its node.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import headroute
+import headroute.batch
+import headroute.ray
+from headroute import Router
+
+ray = pytest.importorskip("ray")
+
+FILES, ROWS, D, E = 24, 500, 32, 8
+BLOCK_BYTES = 70_000  # of Ray: about one file
+JOB = """
+import json, pathlib, sys, time, uuid
+import ray, headroute, headroute.ray
+
+_, address, router, inputs, output, marks = sys.argv
+
+class Slow(headroute.Router):
+    __slots__ = ()
+
+    def project(self, queries, **options):
+        if len(queries):
+            time.sleep(0.3)
+            node = ray.get_runtime_context().get_node_id()
+            pathlib.Path(marks, f"{node}.{uuid.uuid4()}").touch()
+        return super().project(queries, **options)
+
+ray.data.DataContext.get_current().target_max_block_size = %d
+report = headroute.ray.project_files(
+    Slow.load(router), [inputs], output, address=address, num_cpus=2, actors=ACTORS, id_column="id"
+)
+print(json.dumps(vars(report)))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes; the driver is on the first."""
+    from ray._private import ray_constants
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="hr")  # paths of sockets are at most 107 bytes long
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # For processes that connect from now on, and for this one: keep to 127.0.0.1, which Ray
+        # replaces by this machine's address in its network otherwise.
+        patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        cluster = Cluster()
+        try:
+            common = {
+                "node_ip_address": "127.0.0.1",
+                "object_store_memory": 80 << 20,
+                "include_dashboard": False,
+            }
+            health = {
+                "health_check_initial_delay_ms": 1000,
+                "health_check_period_ms": 500,
+                "health_check_timeout_ms": 2000,
+                "health_check_failure_threshold": 3,
+            }
+            cluster.add_node(num_cpus=2, temp_dir=folder, _system_config=health, **common)
+            for _ in range(2):
+                cluster.add_node(num_cpus=3, temp_dir=folder, **common)
+            ray.init(cluster.address, log_to_driver=False, logging_level="warning")
+            context = ray.data.DataContext.get_current()
+            context.target_max_block_size = BLOCK_BYTES
+            context.enable_progress_bars = False
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def heads():
+    rng = np.random.default_rng(5)
+    return Router(rng.standard_normal((40, D)), rng.standard_normal((40, E)))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("queries")
+    rng = np.random.default_rng(6)
+    for number in range(FILES):
+        ids = np.arange(ROWS) + number * ROWS
+        queries = rng.standard_normal((ROWS, D), dtype=np.float32)
+        pq.write_table(table_of(ids, queries), folder / f"{number:03}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(heads, inputs, tmp_path_factory):
+    """The same by one machine, by id."""
+    folder = tmp_path_factory.mktemp("single") / "out"
+    headroute.batch.project_files(heads, [inputs], folder)
+    return by_id(folder)
+
+
+def table_of(ids, queries):
+    lists = pa.FixedSizeListArray.from_arrays(queries.reshape(-1), queries.shape[1])
+    return pa.table({"id": ids, "text": [f"question {i}" for i in ids], "embedding": lists})
+
+
+def by_id(folder):
+    """All rows of a folder of results, in the order of their ids."""
+    paths = sorted(Path(folder).glob("*.parquet"))
+    return pa.concat_tables(map(pq.read_table, paths)).sort_by("id").combine_chunks()
+
+
+def start_job(cluster, heads, inputs, tmp_path, actors):
+    heads.save(tmp_path / "heads.safetensors")
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    arguments = [cluster.address, tmp_path / "heads.safetensors", inputs, tmp_path / "out", marks]
+    script = (JOB % BLOCK_BYTES).replace("ACTORS", str(actors))
+    with open(tmp_path / "log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+
+
+def wait_until(condition, job, tmp_path):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert job.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < limit, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+
+
+def marked_nodes(tmp_path):
+    """How many blocks each node has projected."""
+    names = [name.split(".")[0] for name in os.listdir(tmp_path / "marks")]
+    return {name: names.count(name) for name in names}
+
+
+def test_the_bits_of_one_machine(cluster, heads, inputs, expected, tmp_path):
+    out = tmp_path / "out"
+    report = headroute.ray.project_files(heads, [inputs], out, num_cpus=2, actors=3)
+    assert (report.rows, report.resumed_rows, report.inputs) == (FILES * ROWS, 0, FILES)
+    assert (report.nodes, report.nodes_lost) == (3, 0)
+    assert len(list(out.glob("*.parquet"))) > 3  # more than one block was on its way
+    assert by_id(out).equals(expected)
+
+
+def test_killed_job_goes_on(cluster, heads, inputs, expected, tmp_path):
+    out, notes = tmp_path / "out", tmp_path / "out.checkpoint"
+    job = start_job(cluster, heads, inputs, tmp_path, actors=2)
+    try:
+        wait_until(lambda: len(committed(notes)) >= 3, job, tmp_path)
+    finally:
+        job.send_signal(signal.SIGKILL)
+        job.communicate()
+    report = headroute.ray.project_files(heads, [inputs], out, num_cpus=2, actors=2, id_column="id")
+    assert 3 * ROWS <= report.resumed_rows < report.rows == FILES * ROWS
+    assert by_id(out).equals(expected)
+    report = headroute.ray.project_files(heads, [inputs], out, num_cpus=2, actors=2, id_column="id")
+    assert report.resumed_rows == report.rows
+    assert by_id(out).equals(expected)
+
+
+def committed(notes):
+    return [path for path in notes.glob("*.parquet") if not path.name.endswith(".pending.parquet")]
+
+
+def test_a_node_dies(cluster, heads, inputs, expected, tmp_path):
+    job = start_job(cluster, heads, inputs, tmp_path, actors=3)
+    try:
+        wait_until(lambda: len(marked_nodes(tmp_path)) == 3, job, tmp_path)
+        victim = next(iter(cluster.worker_nodes))
+        cluster.remove_node(victim, allow_graceful=False)
+        before = marked_nodes(tmp_path)
+        assert job.poll() is None
+        output, _ = job.communicate(timeout=100)
+        after = marked_nodes(tmp_path)
+    finally:
+        job.kill()
+        job.communicate()
+    assert job.returncode == 0, (tmp_path / "log").read_text()
+    report = json.loads(output)
+    assert (report["nodes"], report["nodes_lost"]) == (3, 1)
+    assert before[victim.node_id] == after[victim.node_id]
+    assert sum(after.values()) > sum(before.values())  # there was work left
+    assert by_id(tmp_path / "out").equals(expected)
