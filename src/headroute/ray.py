@@ -8,9 +8,10 @@ with a node is computed again from its files. Ray is imported only when somethin
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -325,16 +326,18 @@ def _cluster(address: str | None) -> Iterator[Any]:
         yield ray
         return
     quiet = {"log_to_driver": False, "logging_level": "warning"}
-    if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Logical CPUs: what reads and writes beside the actors waits most of the time.
-        ray.init("local", num_cpus=get_num_threads() + 2, include_dashboard=False, **quiet)
-    else:
-        ray.init(address, **quiet)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # where Ray prints that a node has died
+        try:
+            if address is None:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                # Logical CPUs: what reads and writes beside the actors waits most of the time.
+                cpus = get_num_threads() + 2
+                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+            else:
+                ray.init(address, **quiet)
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
