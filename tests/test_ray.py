@@ -8,6 +8,7 @@ takes its time and leaves a mark for every block, by the name of its node.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,9 @@ import headroute
 import headroute.batch
 import headroute.ray
 from headroute import Router
+from headroute.batch.manifest import Manifest
+from headroute.batch.sinks import MANIFEST
+from headroute.batch.task import Task
 
 ray = pytest.importorskip("ray")
 
@@ -177,6 +181,58 @@ def test_the_bits_of_one_machine(cluster, heads, inputs, expected, tmp_path):
     assert by_id(out).equals(expected)
 
 
+def test_a_bad_row_is_named(cluster, heads, tmp_path):
+    queries = np.ones((ROWS, D), np.float32)
+    queries[77, 3] = np.nan
+    table = table_of(np.arange(ROWS), queries)
+    pq.write_table(table, tmp_path / "in.parquet")
+    arguments = ([tmp_path / "in.parquet"], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"^column 'embedding': a query \(an id column would"):
+        headroute.ray.project_files(heads, *arguments, actors=1)
+    message = "^column 'embedding': the query with text question 77 has a NaN or infinity in it$"
+    with pytest.raises(ValueError, match=message) as caught:
+        headroute.ray.project_files(heads, *arguments, actors=1, id_column="text")
+    assert type(caught.value) is ValueError
+    report = headroute.ray.project_files(
+        heads, *arguments, actors=1, id_column="text", on_bad="null"
+    )
+    assert report.rows == ROWS
+    projected = by_id(tmp_path / "out")["projected"]
+    assert np.flatnonzero(projected.is_null()).tolist() == [77]
+
+
+def test_what_is_known_before(cluster, heads, inputs, tmp_path):
+    """No job is started for what cannot be."""
+    dataset = ray.data.read_parquet(str(inputs))
+    with pytest.raises(ValueError, match="there must be one column 'vector', found no column"):
+        headroute.ray.project(dataset, heads, "vector")
+    with pytest.raises(ValueError, match=r"32 numbers a row, the heads expect 5: embedded with"):
+        headroute.ray.project(dataset, Router(np.eye(5), np.eye(5)))
+    with pytest.raises(ValueError, match=r"4 actors of 2 CPUs .* have (\d \+ ){2}\d CPUs, .* 1 to"):
+        headroute.ray.project(dataset, heads, num_cpus=2, actors=4)
+    with pytest.raises(ValueError, match=r"id column 'projected'"):
+        headroute.ray.project(dataset, heads, id_column="projected")
+    with pytest.raises(ValueError, match="a checkpoint needs an id_column"):
+        headroute.ray.project(dataset, heads, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="num_threads is the num_cpus of an actor"):
+        headroute.ray.project(dataset, heads, num_threads=2)
+    with pytest.raises(FileNotFoundError):
+        headroute.ray.project(dataset, tmp_path / "no.safetensors")
+
+
+# All of these queries are one block to Ray, so that one of the two actors has nothing to do.
+@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")
+def test_the_example_of_the_document(cluster, heads, inputs, expected, tmp_path, monkeypatch):
+    """With a folder here in place of the one that all nodes see."""
+    text = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- test:ray -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    shutil.copytree(inputs, tmp_path / "queries")
+    heads.save(tmp_path / "heads.safetensors")
+    monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    exec(code.replace("/shared", str(tmp_path)), {})
+    assert by_id(tmp_path / "projected").equals(expected)
+
+
 def test_killed_job_goes_on(cluster, heads, inputs, expected, tmp_path):
     out, notes = tmp_path / "out", tmp_path / "out.checkpoint"
     job = start_job(cluster, heads, inputs, tmp_path, actors=2)
@@ -195,6 +251,69 @@ def test_killed_job_goes_on(cluster, heads, inputs, expected, tmp_path):
 
 def committed(notes):
     return [path for path in notes.glob("*.parquet") if not path.name.endswith(".pending.parquet")]
+
+
+class NoCluster:
+    """Where a run must be refused before Ray is started."""
+
+    def __getattr__(self, name):
+        pytest.fail(f"Ray was asked for {name}")
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path, heads):
+    """A call that has files in, and must not get as far as Ray."""
+    monkeypatch.setattr(headroute.ray, "_ray", NoCluster)
+    pq.write_table(table_of(np.arange(3), np.ones((3, D), np.float32)), tmp_path / "in.parquet")
+
+    def call(**options):
+        headroute.ray.project_files(heads, [tmp_path / "in.parquet"], tmp_path / "out", **options)
+
+    return call
+
+
+def test_folder_of_somebody_else(alone, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.parquet").write_bytes(b"mine")
+    for restart in (False, True):
+        with pytest.raises(ValueError, match="the folder is not empty, and not of a run"):
+            alone(restart=restart)
+    assert (tmp_path / "out" / "mine.parquet").read_bytes() == b"mine"
+
+
+def test_inputs_that_are_not_parquet(alone, tmp_path):
+    (tmp_path / "in.parquet").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"in.parquet is not a Parquet file"):
+        alone()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.5}, "begun by another run: task temperature was 0.1, is 0.5"),
+        ({"id_column": "text"}, "begun by another run: id column was id, is text"),
+        ({"id_column": None}, "begun by another run: id column was id, is None"),
+        ({}, "out has results, and .*out.checkpoint does not say of which rows"),
+    ],
+)
+def test_run_that_is_another(alone, heads, tmp_path, options, message):
+    identity = {"task": Task(heads).identity(), "column": "embedding", "id column": "id"}
+    (tmp_path / "out").mkdir()
+    Manifest(tmp_path / "out" / MANIFEST, identity).save()
+    shutil.copy(tmp_path / "in.parquet", tmp_path / "out" / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        alone(**{"id_column": "id", **options})
+
+
+def test_note_in_doubt_is_taken_back(tmp_path):
+    """One that is pending, of rows that had been written before."""
+    for name in ("a_000001", "a_000001.pending", "a_000002", "a_000003.pending"):
+        (tmp_path / f"{name}.parquet").touch()
+    held = headroute.ray._settle(sorted(tmp_path.iterdir()))
+    assert [path.name for path in held] == ["a_000002.parquet"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["a_000001.pending.parquet", "a_000002.parquet", "a_000003.pending.parquet"]
 
 
 def test_a_node_dies(cluster, heads, inputs, expected, tmp_path):

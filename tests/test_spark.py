@@ -20,10 +20,11 @@ D, E, ROWS = 12, 4, 1000
 DOCUMENT = Path(__file__).parents[1] / "docs" / "cluster.md"
 
 
-def example(name):
-    """The code block after <!-- test:NAME --> of the document."""
+def example():
+    """The code block after <!-- test:spark --> of the document, on files in this folder."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    return re.search(rf"<!-- test:{name} -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    code = re.search(r"<!-- test:spark -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    return code.replace("/shared/", "")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_spark(heads, monkeypatch):
         .getOrCreate()
     )
     try:
-        exec(example("spark"), {"spark": spark})
+        exec(example(), {"spark": spark})
     finally:
         spark.stop()
     table = pa.concat_tables(pq.read_table(path) for path in Path("projected").glob("*.parquet"))
@@ -98,7 +99,7 @@ class Result:
 
 def test_iterators_as_spark_has_them(heads):
     router, queries = heads
-    exec(example("spark"), {"spark": Frame([])})
+    exec(example(), {"spark": Frame([])})
     check(pq.read_table("projected"), router, queries)
 
 

@@ -8,6 +8,7 @@ with a node is computed again from its files. Ray is imported only when somethin
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 _COMMITTED = ".parquet"
 _PENDING = ".pending.parquet"
+_RAISED = re.compile(
+    r"^(?P<kind>ValueError|TypeError): (?P<message>.*)\n+The above exception was the direct cause",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,12 @@ def project_files(
     identity = {"task": task.identity(), "column": column, "id column": id_column}
     with _own_folder(place, paths):
         run, resumed = _adopt(place, checkpoint, identity, restart)
-        with _footer_readers(paths), _cluster(address) as ray, _plain_errors(ray):
+        with (
+            _kept_or_removed(run, checkpoint),
+            _footer_readers(paths),
+            _cluster(address) as ray,
+            _plain_errors(ray),
+        ):
             nodes = _alive(ray)
             # Rows as the files have them: folders named column=value add no columns.
             dataset = ray.data.read_parquet([*map(os.path.abspath, paths)], partitioning=None)
@@ -358,19 +368,15 @@ def _cluster(address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _plain_errors(ray: Any) -> Iterator[None]:
-    """What an actor raised, as it was there: not in Ray's words about it."""
+    """What an actor raised for bad input, as it was there: Ray keeps no more of it than a text."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ray.exceptions.RayError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            elif type(cause) in (ValueError, TypeError, OSError, FileNotFoundError):
-                raise cause from None
-            else:
-                cause = cause.__cause__
-        raise
+        raised = _RAISED.search(str(error))
+        if raised is None:
+            raise
+        kind = TypeError if raised["kind"] == "TypeError" else ValueError
+        raise kind(raised["message"]) from None
 
 
 def _alive(ray: Any) -> set[str]:
@@ -429,6 +435,21 @@ def _adopt(
     if _parquet_files(place) and not noted:
         raise ValueError(f"{place} has results, and {checkpoint} does not say of which rows")
     return Manifest(place / MANIFEST, identity), _count_rows(_settle(noted))
+
+
+@contextmanager
+def _kept_or_removed(run: Manifest, checkpoint: Path | None) -> Iterator[None]:
+    """After an error, a note of what stays; nothing stays of a run that has written nothing."""
+    try:
+        yield
+    except BaseException as error:
+        if not _parquet_files(run.path.parent):
+            run.path.unlink(missing_ok=True)
+        elif checkpoint is not None:
+            error.add_note("what is written is kept: the same call goes on with the rest")
+        else:
+            error.add_note(f"part of the results is in {run.path.parent}: restart begins anew")
+        raise
 
 
 def _settle(noted: Sequence[Path]) -> list[Path]:
