@@ -78,7 +78,8 @@ def project(
             node must see.
         num_cpus: of an actor, and the number of its threads.
         actors: how many, or the least and the most; by default from one to as many as leave CPUs
-            for reading and writing.
+            for reading and writing, also when the largest node has died. With more the job may wait
+            for ever after that, as an actor can be started again nowhere.
         batch_rows: rows computed at a time; a block by default.
         id_column: integers or strings, never null, another one for each row. Needed for a
             checkpoint; also names the row in errors.
@@ -288,23 +289,25 @@ def _pool(
     """The least and the most actors. ValueError when the least would wait for ever, or make Ray's
     own tasks wait, which need `spare` CPUs.
     """
-    cpus = [
+    cpus = sorted(
         int(node["Resources"].get("CPU", 0))
         for node in ray.nodes()
         if node["Alive"]  # the dead keep their entry
-    ]
-    places = min(sum(n // num_cpus for n in cpus), (sum(cpus) - spare) // num_cpus)
-    fewest, most = (
-        (1, max(1, places))
-        if actors is None
-        else (actors, actors)
-        if isinstance(actors, int)
-        else actors
     )
+
+    def places(cpus: Sequence[int]) -> int:
+        return min(sum(n // num_cpus for n in cpus), (sum(cpus) - spare) // num_cpus)
+
+    if actors is None:
+        # What an actor made is lost with its node, and only the same actor makes it again: it needs
+        # a place on the nodes that are left, or the job waits for ever.
+        fewest, most = 1, max(1, places(cpus[:-1] if places(cpus[:-1]) > 0 else cpus))
+    else:
+        fewest, most = (actors, actors) if isinstance(actors, int) else actors
     fewest, most = (_validate.at_least_1(n, "actors") for n in (fewest, most))
     if fewest > most:
         raise ValueError(f"actors must be the least and the most, got {actors!r}")
-    if fewest > places:
+    if fewest > places(cpus):
         raise ValueError(
             f"{fewest} actors of {num_cpus} CPUs do not fit: the cluster's nodes have "
             f"{' + '.join(map(str, cpus))} CPUs, and Ray needs {spare} to read and write with"
