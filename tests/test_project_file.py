@@ -246,19 +246,21 @@ def test_output_through_a_link_goes_where_the_link_leads(tmp_path, heads, querie
     np.testing.assert_array_equal(np.load(tmp_path / "there/real.npy"), heads.project(queries[:3]))
 
 
-def test_terminated_leaves_nothing_behind(tmp_path, heads) -> None:
-    rows = 4_000_000  # half a second at least, of which it gets a moment
+def test_terminated_before_anything_is_done_leaves_nothing_behind(tmp_path, heads) -> None:
+    rows = 4_000_000  # one part, half a second at least, of which it gets a moment
     source = np.lib.format.open_memmap(tmp_path / "q.npy", "w+", np.float32, (rows, D))
     source[:] = 1
     heads.save(tmp_path / "r.safetensors")
     command = [sys.executable, "-m", "headroute", "project", "q.npy", "-o", "p.npy"]
     process = subprocess.Popen(
-        [*command, "--router", "r.safetensors", "--threads", "1"],
+        [*command, "--router", "r.safetensors", "--threads", "1", "--batch-rows", f"{rows}"],
         cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob(".p.npy.*.tmp")):
+    while process.poll() is None and not (tmp_path / ".p.npy.manifest").exists():
         time.sleep(0.001)
     process.terminate()
-    assert process.wait(60) == 143
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "")
     assert names(tmp_path) == {"q.npy", "r.safetensors"}

@@ -29,6 +29,7 @@ from headroute import Router
 from headroute.batch.manifest import Manifest
 from headroute.batch.sinks import MANIFEST
 from headroute.batch.task import Task
+from headroute.cli import main
 
 ray = pytest.importorskip("ray")
 
@@ -365,3 +366,27 @@ def test_actors_that_a_cluster_can_lose_a_node_of(nodes, num_cpus, expected):
             headroute.ray._pool(Nodes, None, num_cpus, 1)
     else:
         assert headroute.ray._pool(Nodes, None, num_cpus, 1) == expected
+
+
+def test_the_command(cluster, heads, inputs, tmp_path, capsys) -> None:
+    """In this process Ray is initialised, so that the command takes the cluster of the test."""
+    heads.save(tmp_path / "heads.safetensors")
+    few = sorted(inputs.iterdir())[:2]
+    command = ["project", *map(str, few), "--router", f"{tmp_path}/heads.safetensors"]
+    command += ["-o", f"{tmp_path}/out", "--engine", "ray", "--threads", "3", "--output", "top-k"]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"], report["kind"], report["nodes"]) == (2 * ROWS, "top-k", alive_nodes())
+    table = pq.read_table(tmp_path / "out")
+    assert table.num_rows == 2 * ROWS
+    assert {"top_heads", "top_weights"} < set(table.column_names)
+    assert main([*command, "--temperature", "0.2"]) == 2
+    assert "was begun by another run" in capsys.readouterr().err
+    assert main([word for word in command if word not in ("--engine", "ray")]) == 2
+    assert "was begun by another run" in capsys.readouterr().err
+    assert main([*command[:1], f"{tmp_path}/heads.safetensors", *command[3:]]) == 2
+    assert "heads.safetensors is not a Parquet file" in capsys.readouterr().err
+
+
+def alive_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())

@@ -310,12 +310,32 @@ no result with --on-bad null (NaN or -1 in a .npy file).""",
         help="queries computed at a time, or auto: 16 MiB of them (default: auto)",
     )
     sub.add_argument(
-        "--threads", type=at_least_1, metavar="N", help="threads (default: one a usable CPU)"
+        "--threads",
+        type=at_least_1,
+        metavar="N",
+        help="threads (default: one a usable CPU; with --engine ray one, of each actor)",
     )
     sub.add_argument(
         "--restart",
         action="store_true",
         help="begin anew, whatever an earlier run has done there",
+    )
+    sub.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="where: this machine, or a Ray cluster, from Parquet files to Parquet files that all "
+        "its machines see (default: local)",
+    )
+    sub.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster, or auto (default: a Ray that is started on this machine)",
+    )
+    sub.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="with --engine ray: a column of unique ids, without which a run cannot go on",
     )
 
     sub = add_command(

@@ -15,8 +15,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from headroute.arguments import build_parser
+
+if TYPE_CHECKING:
+    from headroute.router import Router
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,25 +232,51 @@ def command_project(args: argparse.Namespace) -> int:
             if args.output == "answers":
                 documents = searched_answers(db, model)
         router = router_of(stored, args.tolerance)
+    options: dict[str, Any] = {
+        "column": args.column,
+        "batch_rows": args.batch_rows,
+        "restart": args.restart,
+        "output": args.output,
+        "temperature": args.temperature,
+        "dtype": args.dtype,
+        "k": args.top_k,
+        "on_bad": args.on_bad,
+        "document_ids": documents and documents[0],
+        "documents": documents and documents[1],
+    }
+    if args.engine == "ray":
+        return project_on_ray(args, router, options)
+    if args.address or args.id_column:
+        raise ValueError("--address and --id-column are for --engine ray")
     report = project_files(
         router,
         args.inputs,
         args.destination,
-        column=args.column,
         model=model,
-        batch_rows=args.batch_rows,
-        restart=args.restart,
         heads_path=args.router or args.db,
-        output=args.output,
-        temperature=args.temperature,
         num_threads=args.threads,
-        dtype=args.dtype,
-        k=args.top_k,
-        on_bad=args.on_bad,
-        document_ids=documents and documents[0],
-        documents=documents and documents[1],
+        **options,
     )
     emit(args, report, projection_text(report))
+    return 0
+
+
+def project_on_ray(args: argparse.Namespace, router: "Router", options: dict[str, Any]) -> int:
+    from headroute import ray
+    from headroute.report import cluster_text
+
+    if options["column"] is None:
+        del options["column"]
+    report = ray.project_files(
+        router,
+        args.inputs,
+        args.destination,
+        address=args.address,
+        num_cpus=args.threads or 1,
+        id_column=args.id_column,
+        **options,
+    )
+    emit(args, report, cluster_text(report))
     return 0
 
 

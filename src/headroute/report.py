@@ -8,6 +8,7 @@ from headroute.batch.job import ProjectionReport
 from headroute.database import ImportResult
 from headroute.pictures import PictureReport
 from headroute.pipeline import TrainReport
+from headroute.ray import ClusterReport
 from headroute.search import HeadWeight, RouteReport, Scope, SearchReport
 from headroute.text import TEXT_WIDTH, count, facts
 from headroute.training_record import TrainingRecord
@@ -233,6 +234,24 @@ def projection_text(report: ProjectionReport) -> str:
     rates = f"{report.rows_per_second:,.0f} queries/s, {report.bytes_per_second / 1e9:.2f} GB/s"
     lines.append(("time", f"{report.seconds:.2f} s, {rates}, reading and writing included"))
     return f"{report.output}\n" + facts(lines)
+
+
+def cluster_text(report: ClusterReport) -> str:
+    """What was projected on a cluster."""
+    notes = [f"of {count(report.inputs, 'file')}"]
+    if report.resumed_rows:
+        notes.append(f"{report.resumed_rows:,} of them by an earlier run")
+    nodes = count(report.nodes, "node")
+    if report.nodes_lost:
+        nodes += f", of which {report.nodes_lost} died"
+    speed = f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} queries/s"
+    return f"{report.output}\n" + facts(
+        [
+            ("projected", "; ".join([f"{count(report.rows, 'query')}, {report.kind}", *notes])),
+            ("on", nodes),
+            ("time", speed),
+        ]
+    )
 
 
 def pictures_text(report: PictureReport) -> str:

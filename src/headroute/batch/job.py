@@ -24,7 +24,7 @@ from headroute.batch import manifest as manifests
 from headroute.batch.manifest import Manifest, Progress
 from headroute.batch.sinks import Sink, Solved, check_output, make_sink
 from headroute.batch.sources import Block, Opening, Part, Source, find_files, open_source
-from headroute.batch.task import BadRowError, Options, Results, Task, solve
+from headroute.batch.task import BadRowError, Columns, Options, Results, Task, solve
 from headroute.progress import rows_progress
 from headroute.router import Router
 
@@ -196,7 +196,7 @@ def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_
             with said_of(sink.path):
                 run.save()  # before anything of an older run is removed
                 remove_temporaries(sink.manifest)
-                sink.begin(before)
+                sink.begin(run.done)
             with rows_progress(rows, run.done.rows, moved_bytes(task, jobs)) as advance:
                 do_parts(task, sink, run, jobs[before:], block_rows, advance)
             with said_of(sink.path):
@@ -274,11 +274,18 @@ def do_parts(
     what waits for the disk has another.
     """
     done = run.done
+    # Memory of results that were written, used again: fresh memory costs as much as writing it.
+    free: deque[Columns] = deque()
     with (
         ThreadPoolExecutor(1, "read") as reader,
         Stage("keep", sink.path) as keeper,
         Stage("write", sink.path) as writer,
     ):
+
+        def write(solved: Solved, memory: Columns, release: Callable[[], None]) -> None:
+            release()
+            sink.write(solved)
+            free.append(memory)
 
         def end_part(done: Progress) -> None:
             sink.end_part()
@@ -289,13 +296,14 @@ def do_parts(
                 done = replace(done, parts=job.number + 1, rows=first)
                 writer.submit(end_part, done)
                 continue
-            results = solve_block(task, block, job, first)
+            memory = free.popleft() if free else task.empty(block_rows)
+            results = solve_block(task, block, job, first, memory)
             done = replace(
                 done,
                 null_rows=done.null_rows + len(results.bad),
                 zero_queries=done.zero_queries + count_zero_rows(block, results),
             )
-            writer.submit(sink.write, Solved(first, results, block.others))
+            writer.submit(write, Solved(first, results, block.others), memory, block.release)
             advance(len(block.queries.rows))
 
 
@@ -357,9 +365,10 @@ def ahead(executor: ThreadPoolExecutor, pieces: Iterator[Piece]) -> Iterator[Pie
             future.cancel()
 
 
-def solve_block(task: Task, block: Block, job: Job, first: int) -> Results:
+def solve_block(task: Task, block: Block, job: Job, first: int, memory: Columns) -> Results:
+    n = len(block.queries.rows)  # no more than the memory was made for
     try:
-        return solve(task, block.queries)
+        return solve(task, block.queries, tuple(column[:n] for column in memory))
     except BadRowError as error:
         raise error.located(str(job.source.path), first - job.first + job.part.first) from None
 

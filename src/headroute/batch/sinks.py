@@ -9,16 +9,20 @@ until then a .npy file has another name, and a folder has a manifest that says s
 """
 
 import contextlib
+import io
+import math
 import os
 import re
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from headroute.batch.direct_file import BLOCK, DirectFile
+from headroute.batch.manifest import Progress
 from headroute.batch.sources import arrow_library
 from headroute.batch.task import Field, Results
 
@@ -45,8 +49,8 @@ class Sink(Protocol):
         Raises ValueError when somebody does, OSError when nobody can.
         """
 
-    def begin(self, parts_done: int) -> None:
-        """Go on after so many parts, and remove all that came after; 0 begins anew.
+    def begin(self, done: Progress) -> None:
+        """Go on after what is done, and remove all that came after; or begin anew.
 
         Raises OSError.
         """
@@ -86,38 +90,28 @@ class NpySink:
             self._dtype, self._shape = fields[0].dtype, (rows, fields[0].width)
         else:
             self._dtype = np.dtype([(f.name, f.dtype, (f.width,)) for f in fields])
-        self._row_bytes = sum(field.dtype.itemsize * field.width for field in fields)
-        self._file: IO[bytes] | None = None
-        self._start = 0
+        self._file: DirectFile | None = None
 
     def begun(self) -> bool:
         return self._partial.exists()
 
     def lock(self) -> None:
-        # Not truncated: it may be another process's.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-        self._file = os.fdopen(os.open(self._partial, flags, 0o666), "r+b", buffering=0)
+        self._file = DirectFile(self._partial)
         lock(self._file.fileno(), self.path)
 
-    def begin(self, parts_done: int) -> None:
-        file = self._file
-        assert file is not None
-        if not parts_done:
-            file.truncate(0)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": self._shape,
-        }
-        np.lib.format.write_array_header_1_0(file, header)
-        self._start = file.tell()
-        size = self._start + self._rows * self._row_bytes
-        if hasattr(os, "posix_fallocate"):  # a full disk is known now, not after hours
-            os.posix_fallocate(file.fileno(), 0, size)
-        file.truncate(size)
+    def begin(self, done: Progress) -> None:
+        file, header = self._open_file, self._header()
+        row_bytes = self._dtype.itemsize * math.prod(self._shape[1:])
+        size = len(header) + self._rows * row_bytes
+        file.allocate(size)  # a full disk is known now, not after hours
+        file.seek(0)
+        file.write(np.frombuffer(header, np.uint8))
+        if done.rows:
+            file.flush()
+            file.seek(len(header) + done.rows * row_bytes)
+        self._size = size
 
     def write(self, block: Solved) -> None:
-        assert self._file is not None
         columns, bad = block.results
         for field, column in zip(self._fields, columns, strict=True):
             column[bad] = field.nothing
@@ -126,28 +120,43 @@ class NpySink:
             rows = np.empty(len(columns[0]), self._dtype)
             for field, column in zip(self._fields, columns, strict=True):
                 rows[field.name] = column
-        left = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
-        position = self._start + block.first * self._row_bytes
-        while len(left):
-            n = os.pwrite(self._file.fileno(), left, position)
-            left, position = left[n:], position + n
+        self._open_file.write(rows.reshape(-1).view(np.uint8))
 
     def end_part(self) -> None:
-        pass
+        self._open_file.flush()
 
     def keep_part(self) -> None:
-        assert self._file is not None
-        os.fdatasync(self._file.fileno())
+        self._open_file.sync()
 
     def finish(self) -> None:
-        assert self._file is not None
-        os.fsync(self._file.fileno())
+        file = self._open_file
+        file.flush()  # of no rows, the header
+        file.truncate(self._size)
+        os.fsync(file.fileno())
         os.replace(self._partial, self._place)
         self.manifest.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    @property
+    def _open_file(self) -> DirectFile:
+        assert self._file is not None, "lock comes first"
+        return self._file
+
+    def _header(self) -> bytes:
+        """That of a .npy file, of whole blocks: rows then begin where a disk's block does."""
+        facts = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": self._shape,
+        }
+        plain = io.BytesIO()
+        np.lib.format.write_array_header_1_0(plain, facts)
+        text = plain.getvalue()[10:].rstrip()  # behind magic, version and length
+        length = -(-(10 + len(text) + 1) // BLOCK) * BLOCK - 10
+        return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
 
     def discard(self) -> None:
         for path in (self._partial, self.manifest):
@@ -177,11 +186,11 @@ class ParquetSink:
         self._folder = os.open(self.path, os.O_RDONLY)
         lock(self._folder, self.path)
 
-    def begin(self, parts_done: int) -> None:
-        self._number = parts_done
+    def begin(self, done: Progress) -> None:
+        self._number = done.parts
         for path in self.path.iterdir():
             part = _PART.fullmatch(path.name)
-            if part and (part["temporary"] or int(part["number"]) >= parts_done):
+            if part and (part["temporary"] or int(part["number"]) >= done.parts):
                 path.unlink()
 
     def write(self, block: Solved) -> None:
@@ -217,7 +226,7 @@ class ParquetSink:
             os.close(self._folder)
 
     def discard(self) -> None:
-        self.begin(0)
+        self.begin(Progress())
         self.manifest.unlink(missing_ok=True)
         if self._made:
             with contextlib.suppress(OSError):  # somebody else's files are in it by now

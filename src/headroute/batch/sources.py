@@ -10,6 +10,7 @@ is larger than asked for but where a file has no finer grain.
 """
 
 import errno
+import functools
 import glob
 import mmap
 import os
@@ -37,11 +38,16 @@ class Part(NamedTuple):
     grains: range
 
 
+def nothing() -> None:
+    pass
+
+
 class Block(NamedTuple):
     """Queries on their way, and what stands beside them in the file."""
 
     queries: Queries
     others: Any = None  # pyarrow.RecordBatch without the queries, or None
+    release: Callable[[], None] = nothing  # to be called when the queries are not needed any more
 
 
 class Source(Protocol):
@@ -147,16 +153,21 @@ class NpySource:
         return even_parts(self.rows, part_rows)
 
     def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
-        with open(self.path, "rb") as file:
-            for first, n in steps(part, block_rows):
-                if self._order == "F":  # a block has pages from all over the file
-                    array = np.memmap(file, self._dtype, "r", self._start, self._shape, "F")
-                    yield Block(Queries(array[first : first + n], {}))
-                else:  # a map of its own, so that its pages go when it does
-                    start = self._start + first * self.row_bytes
-                    rows = np.memmap(file, self._dtype, "r", start, (n, self._shape[1]))
-                    read_now(rows)
-                    yield Block(Queries(rows, {}))
+        array = np.memmap(self.path, self._dtype, "r", self._start, self._shape, self._order)
+        pages = array.base
+        assert isinstance(pages, mmap.mmap)
+        before = self._start % mmap.ALLOCATIONGRANULARITY  # bytes of the map before the first row
+        for first, n in steps(part, block_rows):
+            span = (0, len(pages))  # in Fortran order a block has pages from all over the file
+            if self._order == "C":
+                end = before + (first + n) * self.row_bytes
+                start = (before + first * self.row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+                span = (start, end - start)
+                read_now(pages, *span)
+            yield Block(
+                Queries(array[first : first + n], {}),
+                release=functools.partial(give_back, pages, *span),
+            )
 
 
 class NpzSource:
@@ -384,19 +395,23 @@ def check_array(
 _MADV_POPULATE_READ = 22
 
 
-def read_now(rows: np.memmap) -> None:
-    """Have a map read here and now, not when its pages are first touched.
+def read_now(pages: mmap.mmap, start: int, length: int) -> None:
+    """Have a part of a map read here and now, not when its pages are first touched.
 
     Raises OSError when its file has become shorter.
     """
-    pages = rows.base
-    if not (sys.platform == "linux" and isinstance(pages, mmap.mmap)):
-        return
-    try:
-        pages.madvise(_MADV_POPULATE_READ)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # Linux before 5.14 does not know it
-            raise
+    if sys.platform == "linux":
+        try:
+            pages.madvise(_MADV_POPULATE_READ, start, length)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # Linux before 5.14 does not know it
+                raise
+
+
+def give_back(pages: mmap.mmap, start: int, length: int) -> None:
+    """Drop pages from this process; the system may keep them."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def read_rows(file: IO[bytes], n: int, d: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

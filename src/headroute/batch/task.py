@@ -23,6 +23,9 @@ DTYPES = ("float32", "float16")
 ON_BAD = ("raise", "null")
 
 
+Columns = tuple[npt.NDArray[Any], ...]  # one (n, width) a field
+
+
 class Field(NamedTuple):
     """One column of results."""
 
@@ -142,25 +145,30 @@ class Task:
             facts["documents"] = hashlib.sha256(content).hexdigest()
         return facts
 
-    def run(self, queries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-        """Results of queries (n, d), one array (n, width) a field.
+    def empty(self, n: int) -> Columns:
+        """Memory for the results of n queries, one array (n, width) a field."""
+        return tuple(np.empty((n, field.width), field.dtype) for field in self.fields)
+
+    def run(self, queries: npt.NDArray[Any], out: Columns) -> None:
+        """Write the results of queries (n, d) to what `empty(n)` returned.
 
         Raises what `Router.project` raises.
         """
         router, threads, tau = self.router, self._threads, self.temperature
         if self.output == "projected":
-            out = np.empty((len(queries), router.answer_dim), self._dtype)
-            return (router.project(queries, temperature=tau, out=out, num_threads=threads),)
-        if self.output == "weights":
-            weights = router.route(queries, temperature=tau, num_threads=threads)
-            return (weights.astype(self._dtype, copy=False),)
-        if self.output == "top-k":
+            router.project(queries, temperature=tau, out=out[0], num_threads=threads)
+        elif self.output == "weights" and out[0].dtype == np.float32:
+            router.route(queries, temperature=tau, out=out[0], num_threads=threads)
+        elif self.output == "weights":
+            out[0][...] = router.route(queries, temperature=tau, num_threads=threads)
+        elif self.output == "top-k":
             top = router.top_heads(queries, self._k, temperature=tau, num_threads=threads)
-            return top.indices.astype(np.int32), top.weights.astype(self._dtype, copy=False)
-        ranked = router.score_answers(
-            queries, self._documents, self._k, temperature=tau, num_threads=threads
-        )
-        return self._ids[ranked.indices], ranked.scores
+            out[0][...], out[1][...] = top.indices, top.weights
+        else:
+            ranked = router.score_answers(
+                queries, self._documents, self._k, temperature=tau, num_threads=threads
+            )
+            out[0][...], out[1][...] = self._ids[ranked.indices], ranked.scores
 
 
 class Queries(NamedTuple):
@@ -171,19 +179,23 @@ class Queries(NamedTuple):
 
 
 class Results(NamedTuple):
-    columns: tuple[npt.NDArray[Any], ...]  # one (n, width) a field
+    columns: Columns
     bad: npt.NDArray[np.intp]  # places of the rows that have no result
 
 
-def solve(task: Task, queries: Queries) -> Results:
+def solve(task: Task, queries: Queries, out: Columns | None = None) -> Results:
     """Run a task; bad rows are a BadRowError, or have no result, as the task has it.
+
+    Results are written to `out`, if given, what `task.empty` returned for so many rows.
 
     Raises what `Router.project` raises for all rows alike, such as a wrong dimension.
     """
     rows, faults = queries
+    columns = task.empty(len(rows)) if out is None else out
     if not faults:
         try:
-            return Results(task.run(rows), np.empty(0, np.intp))
+            task.run(rows, columns)
+            return Results(columns, np.empty(0, np.intp))
         except ValueError:
             if np.isfinite(rows).all():
                 raise
@@ -197,7 +209,8 @@ def solve(task: Task, queries: Queries) -> Results:
         raise BadRowError(int(bad[0]), faults[int(bad[0])])
     rows = rows.copy()
     rows[bad] = 0
-    return Results(task.run(rows), bad)
+    task.run(rows, columns)
+    return Results(columns, bad)
 
 
 class BadRowError(ValueError):
