@@ -40,20 +40,25 @@ Race = dict[str, Figure]
 
 
 class Run:
-    """The figures of a run: suite → heads → contender."""
+    """The figures of a run, or of several: suite → heads → contender. A suite of a later run takes
+    the place of an earlier one's, so that ratios are of one run always.
+    """
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        self.machine: dict[str, Any] = document["machine_info"]["headroute"]
-        self.date: str = document["datetime"][:10]
+    def __init__(self, *documents: dict[str, Any]) -> None:
+        self.machine: dict[str, Any] = documents[0]["machine_info"]["headroute"]
+        self.times = [document["datetime"][:16].replace("T", " ") for document in documents]
         self.foreign_load = 0.0
         self._suites: dict[str, dict[int, Race]] = {}
-        for entry in document["benchmarks"]:
-            facts = entry["extra_info"]
-            race = self._suites.setdefault(facts["suite"], {}).setdefault(facts["heads"], {})
-            race[facts["contender"]] = Figure(
-                entry["stats"]["median"], facts["queries"], facts["flop"], facts
-            )
-            self.foreign_load = max(self.foreign_load, facts["foreign_load"] or 0.0)
+        for document in documents:
+            suites: dict[str, dict[int, Race]] = {}
+            for entry in document["benchmarks"]:
+                facts = entry["extra_info"]
+                race = suites.setdefault(facts["suite"], {}).setdefault(facts["heads"], {})
+                race[facts["contender"]] = Figure(
+                    entry["stats"]["median"], facts["queries"], facts["flop"], facts
+                )
+                self.foreign_load = max(self.foreign_load, facts["foreign_load"] or 0.0)
+            self._suites |= suites
 
     def races(self, suite: str, *needed: str) -> Iterator[tuple[int, Race]]:
         """A suite's races by number of heads, those in which everyone `needed` took part."""

@@ -132,7 +132,7 @@ def machine_lines(run: Run) -> str:
         "NumPy's BLAS": "; ".join(m["blas"]),
         "kernel": f"{native.get('compiler')}, {native.get('flags')}, ISA {native.get('isa')}",
         "threads": f"{m['threads']}",
-        "date": run.date,
+        "run": ", parts again ".join(run.times),
         "other processes": f"at most {run.foreign_load:.0%} of the CPUs during a race",
     }
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())
@@ -160,12 +160,17 @@ peer does at its best, and what was tried for it, is in `benchmarks/peers.py`.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="JSON of pytest benchmarks --benchmark-json=…")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        help="JSON of pytest benchmarks --benchmark-json=…; then of parts that were run again",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="Markdown to write")
     parser.add_argument("--plot", type=Path, help="PNG to write: time a query over K")
     parser.add_argument("--roofline", type=Path, help="PNG to write: GOP/s below the ceilings")
     options = parser.parse_args()
-    run = Run(json.loads(options.run.read_text()))
+    run = Run(*(json.loads(path.read_text()) for path in options.runs))
     times = roofline = ""
     if options.plot and draw_times(run, options.plot):
         times = f"![ns per query over K]({options.plot.name})"
