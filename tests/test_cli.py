@@ -420,7 +420,10 @@ def test_without_heads_the_answer_is_no(tmp_path, monkeypatch, run, arguments) -
         (("search", "a", "--top-k", "0"), "must be an integer of at least 1, got '0'"),
         (("search", "a", "--name", "b"), "lda.db: there are no trained heads named 'b' in it"),
         (("route", "a", "--model", "b"), "there are no trained heads of the model 'b' in it"),
-        (("project", "faq.csv", "-o", "p.npy"), "faq.csv is not a .npy file of numbers"),
+        (
+            ("project", "faq.csv", "-o", "p.npy"),
+            "faq.csv: the name of an input ends in one of .npy",
+        ),
         (("project", "nowhere.npy", "-o", "p.npy"), "nowhere.npy: No such file or directory"),
         (("project", "q.npy", "-o", "p", "--db", "a", "--router", "b"), "not allowed with"),
         (("quickstart", "faq.csv"), "faq.csv is not a folder"),
@@ -494,11 +497,12 @@ def test_ctrl_c(tmp_path) -> None:
     np.lib.format.open_memmap(tmp_path / "q.npy", "w+", np.float32, (rows, d)).flush()
     Router(np.eye(d).repeat(8, 0), np.eye(d).repeat(8, 0)).save(tmp_path / "r.safetensors")
     command = [sys.executable, "-m", "headroute", "project", "q.npy", "-o", "p.npy"]
-    command += ["--router", "r.safetensors", "--threads", "1"]
+    # One part: nothing is done before its end.
+    command += ["--router", "r.safetensors", "--threads", "1", "--batch-rows", f"{rows}"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
-        while not list(tmp_path.glob(".p.npy.*.tmp")):
+        while not (tmp_path / ".p.npy.manifest").exists():
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)

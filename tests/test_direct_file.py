@@ -1,5 +1,6 @@
 """A file written past the cache is the same file, whatever the pieces, whatever the system."""
 
+import fcntl
 import os
 
 import numpy as np
@@ -9,9 +10,22 @@ from headroute.batch import direct_file
 from headroute.batch.direct_file import BLOCK, DirectFile
 
 
-@pytest.fixture(params=["direct", "cached"])
+@pytest.fixture(params=["direct", "refused", "larger blocks"])
 def way(request, monkeypatch) -> None:
-    if request.param == "cached":  # as on a file system that refuses O_DIRECT
+    if request.param == "larger blocks":  # as on a disk whose blocks are larger than ours
+        write = os.write
+
+        def misaligned(file, data):
+            if fcntl.fcntl(file, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0):
+                raise OSError(22, "Invalid argument")
+            return write(file, data)
+
+        def no_space(*_):
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(os, "write", misaligned)
+        monkeypatch.setattr(os, "posix_fallocate", no_space)
+    if request.param == "refused":  # as on a file system without O_DIRECT
         real = os.open
 
         def refuse(path, flags, *mode):

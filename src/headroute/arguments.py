@@ -230,9 +230,9 @@ unlike those of the training gets "no answer known" first.""",
         "project",
         "project files of query embeddings, or of texts",
         """\
-Project every query of some files into one .npy file, or into a folder of Parquet
-parts. Files may be larger than memory, folders and patterns stand for the files
-in them, and rows count from 0 in each file.
+Project every query of some files into one .npy file, or into a folder of
+Parquet parts. Files may be larger than memory, folders and patterns stand for
+the files in them, and rows count from 0 in each file.
 
   .npy, .npz                  an array (queries, dimension)
   .parquet, .arrow, .feather  a column of lists of numbers; others are kept

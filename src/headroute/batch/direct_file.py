@@ -10,6 +10,8 @@ the disk needs no CPU at all. So whole disk blocks go from memory of ours straig
 Where a file system cannot do that (O_DIRECT), the same writes go through its cache.
 """
 
+import contextlib
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -17,8 +19,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+with contextlib.suppress(ImportError):  # not a Unix; there is no O_DIRECT then either
+    import fcntl
+
 # What offsets, lengths and memory are multiples of: no disk and no file system asks for more.
 BLOCK = 4096
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
+_CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system says that has no such call
 
 # Large enough for the disk: with 1 MiB it has two thirds of its speed.
 _BUFFER_BYTES = 8 << 20
@@ -31,11 +39,12 @@ class DirectFile:
     """
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         try:
-            self._file = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+            self._file = os.open(path, flags | _DIRECT, 0o666)
         except OSError:  # there is no such way here, or no such path
             self._file = os.open(path, flags, 0o666)
+        self._path = path
         self._memory = mmap.mmap(-1, _BUFFER_BYTES)  # begins with a page
         self._buffer = np.frombuffer(self._memory, np.uint8)
         self._start = 0  # of the buffer, in the file; a multiple of BLOCK
@@ -46,8 +55,11 @@ class DirectFile:
 
     def allocate(self, size: int) -> None:
         """Have the disk's space for `size` bytes, and for the rest of their last block."""
-        if hasattr(os, "posix_fallocate"):
+        try:
             os.posix_fallocate(self._file, 0, -(-size // BLOCK) * BLOCK)
+        except (AttributeError, OSError) as error:  # not every system, nor every file system
+            if isinstance(error, OSError) and error.errno not in _CANNOT:
+                raise
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._file, size)
@@ -57,7 +69,9 @@ class DirectFile:
         self._start = position // BLOCK * BLOCK
         self._filled = position - self._start
         if self._filled:  # the bytes before, in the same block
-            os.preadv(self._file, [self._buffer[:BLOCK].data], self._start)
+            with open(self._path, "rb") as file:
+                file.seek(self._start)
+                file.readinto(self._buffer[: self._filled].data)
 
     def write(self, data: npt.NDArray[np.uint8]) -> None:
         """Add bytes (n,); they are in the file after the next `flush`, at the latest."""
@@ -83,7 +97,7 @@ class DirectFile:
 
     def sync(self) -> None:
         """Wait until what was flushed is on the disk."""
-        os.fdatasync(self._file)
+        getattr(os, "fdatasync", os.fsync)(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -91,4 +105,17 @@ class DirectFile:
     def _put(self, n: int) -> None:
         done = 0
         while done < n:
-            done += os.pwrite(self._file, self._buffer[done:n].data, self._start + done)
+            os.lseek(self._file, self._start + done, os.SEEK_SET)
+            try:
+                done += os.write(self._file, self._buffer[done:n].data)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._past_cache():
+                    raise
+                self._through_cache()  # this disk wants larger blocks
+
+    def _past_cache(self) -> bool:
+        return bool(_DIRECT and fcntl.fcntl(self._file, fcntl.F_GETFL) & _DIRECT)
+
+    def _through_cache(self) -> None:
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+        fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~_DIRECT)
