@@ -275,10 +275,10 @@ def schedule_words(assumed: Assumed, job: Job, study: Study, part: float) -> str
 
 def check_words(measured: Constants) -> str:
     return wrapped(
-        "The model is the start and the largest of the three: a pipeline that overlaps them. The command overlaps less on files of this "
-        "size: the system reads ahead, but keeps the results in its buffers, and the command waits at its end until they are on the disk; "
-        "page faults take time of the cores as well. A figure of the tables above is what a runner can reach that writes one part while it "
-        "computes the next. Where one of the three is much larger than the others, it matters little."
+        "The model is the start and the largest of the three: a pipeline that overlaps them. The command does overlap them, but a file "
+        "of this size is 12 parts: filling and draining the pipeline counts; and page faults, copies and the threads that read and write "
+        "take time of the two cores that compute. Files that are in the page cache come closer (docs/benchmarks.md). Where one of "
+        "the three is much larger than the others, it matters little."
     )
 
 
