@@ -282,8 +282,7 @@ def do_parts(
         Stage("write", sink.path) as writer,
     ):
 
-        def write(solved: Solved, memory: Columns, release: Callable[[], None]) -> None:
-            release()
+        def write(solved: Solved, memory: Columns) -> None:
             sink.write(solved)
             free.append(memory)
 
@@ -303,7 +302,8 @@ def do_parts(
                 null_rows=done.null_rows + len(results.bad),
                 zero_queries=done.zero_queries + count_zero_rows(block, results),
             )
-            writer.submit(write, Solved(first, results, block.others), memory, block.release)
+            reader.submit(block.release)  # its thread has the time
+            writer.submit(write, Solved(first, results, block.others), memory)
             advance(len(block.queries.rows))
 
 
