@@ -115,6 +115,7 @@ def test_inputs_that_cannot_be(tmp_path, heads, queries) -> None:
     (tmp_path / "bad.npz").write_text("hello")
     os.mkfifo(tmp_path / "fifo.npy")
     write(tmp_path / "two.npz", queries)
+    write(tmp_path / "nine.npy", queries[:, :9])
     pq.write_table(arrow_table(queries[:, :9]), tmp_path / "nine.parquet")
     for inputs, error, message in [
         ([tmp_path / "nowhere.npy"], OSError, "No such file"),
@@ -127,6 +128,11 @@ def test_inputs_that_cannot_be(tmp_path, heads, queries) -> None:
         ([tmp_path / "bad.npz"], ValueError, "bad.npz is not an .npz file"),
         ([tmp_path / "fifo.npy"], ValueError, "fifo.npy is not a plain file"),
         ([tmp_path / "two.npz"], ValueError, "holds embedding, other: choose the queries with"),
+        (
+            [source, tmp_path / "nine.npy"],
+            ValueError,
+            "nine.npy: queries have 9 columns, the heads expect 24",
+        ),
         (
             [source, tmp_path / "nine.parquet"],
             ValueError,

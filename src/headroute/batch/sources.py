@@ -387,7 +387,10 @@ def check_array(
     """Rows, and bytes of one, of an array that may be queries."""
     if len(shape) != 2:
         raise ValueError(f"{path} has shape {shape}, expected two dimensions: (queries, dimension)")
-    task.router.project(np.empty((0, shape[1]), dtype))  # every check but the rows' own
+    try:
+        task.router.project(np.empty((0, shape[1]), dtype))  # every check but the rows' own
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from None
     return shape[0], shape[1] * dtype.itemsize
 
 
