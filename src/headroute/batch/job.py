@@ -107,7 +107,7 @@ def project_files(
     rows = sum(source.rows for source in sources)
     sink = make_sink(place, task.fields, rows)
     row_bytes = max([task.row_bytes, *(source.row_bytes for source in sources)])
-    block_rows = batch_rows or max(1, BLOCK_BYTES // row_bytes)
+    block_rows = max(1, min(batch_rows or max(1, BLOCK_BYTES // row_bytes), rows))
     part_rows = max(block_rows, PART_BYTES // row_bytes // block_rows * block_rows)
     jobs = list(cut(sources, part_rows))
     identity = {
@@ -274,8 +274,9 @@ def do_parts(
     what waits for the disk has another.
     """
     done = run.done
-    # Memory of results that were written, used again: fresh memory costs as much as writing it.
-    free: deque[Columns] = deque()
+    # Memory of results is used again: fresh memory costs as much as writing it. All that a run will
+    # ever need is taken now, so that it cannot be missing hours later.
+    free = deque(taken(task.empty(block_rows)) for _ in range(_AHEAD + 2))
     with (
         ThreadPoolExecutor(1, "read") as reader,
         Stage("keep", sink.path) as keeper,
@@ -295,7 +296,7 @@ def do_parts(
                 done = replace(done, parts=job.number + 1, rows=first)
                 writer.submit(end_part, done)
                 continue
-            memory = free.popleft() if free else task.empty(block_rows)
+            memory = free.popleft()
             results = solve_block(task, block, job, first, memory)
             done = replace(
                 done,
@@ -305,6 +306,13 @@ def do_parts(
             reader.submit(block.release)  # its thread has the time
             writer.submit(write, Solved(first, results, block.others), memory)
             advance(len(block.queries.rows))
+
+
+def taken(memory: Columns) -> Columns:
+    """The same, no longer a promise of the system's."""
+    for column in memory:
+        column.fill(0)
+    return memory
 
 
 class Stage:
