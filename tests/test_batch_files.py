@@ -279,6 +279,17 @@ def test_no_rows(tmp_path, heads, queries) -> None:
         assert project_files(heads, [source], tmp_path / f"p{number}", column=column).rows == 0
 
 
+def test_numbers_of_rows_and_of_heads(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.npy", queries)
+    options = {"output": "top-k", "k": np.int64(3), "batch_rows": np.int64(70)}
+    project_files(heads, [source], tmp_path / "p.npy", **options)
+    expected = heads.top_heads(queries, 3)
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy")["top_heads"], expected.indices)
+    for rows in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_rows must be at least 1, got {rows}"):
+            project_files(heads, [source], tmp_path / "p.npy", batch_rows=rows)
+
+
 def test_whole_grains() -> None:
     parts = whole_grains([5, 0, 3, 9, 2, 0], 6)
     assert [(part.first, part.rows, list(part.grains)) for part in parts] == [

@@ -228,11 +228,13 @@ def test_two_runs_at_once(tmp_path, heads, queries, capsys) -> None:
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"headroute": 99}', '{"headroute": 1}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'{"headroute": 99}', b'{"headroute": 1}', b"\xff\x00"]
+)
 def test_what_is_no_manifest(tmp_path, heads, queries, text) -> None:
     np.save(tmp_path / "q.npy", queries[:9])
     (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "_headroute.json").write_text(text)
+    (tmp_path / "p" / "_headroute.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"_headroute.json is not the manifest of a run \("):
         project_files(heads, [tmp_path / "q.npy"], tmp_path / "p")
     assert project_files(heads, [tmp_path / "q.npy"], tmp_path / "p", restart=True).rows == 9

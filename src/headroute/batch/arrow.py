@@ -110,8 +110,9 @@ def queries_of(array: pa.Array, d: int) -> Queries:
     else:
         where = np.flatnonzero(lengths == d)
         values = array.filter(pa.array(lengths == d)).flatten()
-        rows = np.zeros((n, d), numbers_of(values[:0]).dtype)
-        rows[where] = numbers_of(values).reshape(-1, d)
+        numbers = numbers_of(values)
+        rows = np.zeros((n, d), numbers.dtype)
+        rows[where] = numbers.reshape(-1, d)
     if values.null_count:
         holes = np.asarray(values.is_null()).reshape(-1, d).any(axis=1)
         faults |= {int(row): "has a null in it" for row in where[holes]}

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
 
+from headroute import _validate
 from headroute.batch import manifest as manifests
 from headroute.batch.manifest import Manifest, Progress
 from headroute.batch.sinks import Sink, Solved, check_output, make_sink
@@ -99,6 +100,8 @@ def project_files(
     """
     started = time.perf_counter()
     task = Task(router, **options)
+    if batch_rows is not None:
+        batch_rows = _validate.at_least_1(batch_rows, "batch_rows")
     paths = find_files(inputs)
     place = Path(destination)
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
