@@ -183,7 +183,18 @@ def adopt(sink: Sink, identity: dict[str, Any], restart: bool) -> Manifest:
             f"{sink.path} was begun by another run: {'; '.join(different[:3])}"
             f"{' …' if len(different) > 3 else ''}; --restart begins anew"
         )
+    check_kept(sink, found)
     return found
+
+
+def check_kept(sink: Sink, run: Manifest) -> None:
+    """ValueError unless all that is done is there."""
+    lost = sink.lost(run.done)
+    if lost is not None:
+        raise ValueError(
+            f"cannot go on with {sink.path}: {lost.name}, which was done, is not there or not "
+            "whole; --restart begins anew"
+        )
 
 
 def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_rows: int) -> None:
@@ -195,6 +206,7 @@ def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_
     try:
         with said_of(sink.path):
             sink.lock()
+        check_kept(sink, run)  # another process may have come to its end before this one's lock
         try:
             with said_of(sink.path):
                 run.save()  # before anything of an older run is removed
