@@ -100,8 +100,10 @@ def test_folders_patterns_and_order(tmp_path, heads, queries) -> None:
     (folder / "README.md").write_text("not a query")
     (folder / "_headroute.json").write_text("{}")
     (folder / ".hidden.npy").write_text("not a query")
+    write(folder / "b.npy", pieces[0]).rename(folder / "b.NPY")
     project_files(heads, [folder], tmp_path / "p.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(np.vstack(pieces[:3])))
+    (folder / "b.NPY").rename(folder / "b.npy")
     found = find_files([folder / "deep", str(folder / "*.n*y"), folder / "c.parquet"])
     assert [path.name for path in found] == ["a.arrow", "b.npy", "c.parquet"]
 
@@ -143,6 +145,57 @@ def test_inputs_that_cannot_be(tmp_path, heads, queries) -> None:
             project_files(heads, inputs, tmp_path / "p.npy")
     assert not (tmp_path / "p.npy").exists()
     assert not list(tmp_path.glob(".p.npy*"))
+
+
+def test_a_damaged_npz_file(tmp_path, heads, queries) -> None:
+    source = tmp_path / "q.npz"
+    np.savez_compressed(source, queries)
+    content = bytearray(source.read_bytes())
+    content[20_000:20_100] = bytes(100)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.npz: (Error -3 while|Bad CRC-32)"):
+        project_files(heads, [source], tmp_path / "p.npy", on_bad="null")
+
+
+def test_a_damaged_arrow_file(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.arrow", queries)
+    content = bytearray(source.read_bytes())
+    at = content.index(b"\xff\xff\xff\xff", 100)  # where the message of a batch begins
+    content[at : at + 8] = bytes(8)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.arrow: "):
+        project_files(heads, [source], tmp_path / "p.npy")
+
+
+def test_an_output_among_the_inputs(tmp_path, heads, queries) -> None:
+    write(tmp_path / "q.npy", queries)
+    for folder in (tmp_path, tmp_path / "new" / ".."):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"new/out is in .*, an input: choose another output"):
+            project_files(heads, [folder], tmp_path / "new" / "out")
+    for _ in range(2):  # what begins with an underscore is passed over
+        assert project_files(heads, [tmp_path], tmp_path / "_out").rows == N
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_other_columns_that_cannot_go_beside_the_results(tmp_path, heads, queries, kind) -> None:
+    table = arrow_table(queries)
+    table = table.append_column("projected", table.column("id"))
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "q.parquet")
+    else:
+        odd = pa.array([None] * N, pa.month_day_nano_interval())
+        table = table.append_column("odd", odd)
+        with pa.ipc.new_file(tmp_path / "q.arrow", table.schema) as file:
+            file.write_table(table)
+        with pa.ipc.new_file(tmp_path / "odd.arrow", table.schema.remove(3)) as file:
+            file.write_table(table.remove_column(3))
+        with pytest.raises(ValueError, match=r"odd\.arrow: a column cannot go to Parquet files: "):
+            project_files(heads, [tmp_path / "odd.arrow"], tmp_path / "p")
+    with pytest.raises(ValueError, match="there is a column 'projected', which the results need"):
+        project_files(heads, [tmp_path / f"q.{kind}"], tmp_path / "p")
+    project_files(heads, [tmp_path / f"q.{kind}"], tmp_path / "p.npy")  # where they do not go
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
 
 
 @pytest.mark.parametrize("on_bad", ["raise", "null"])

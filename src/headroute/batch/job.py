@@ -24,7 +24,15 @@ from headroute import _validate
 from headroute.batch import manifest as manifests
 from headroute.batch.manifest import Manifest, Progress
 from headroute.batch.sinks import Sink, Solved, check_output, make_sink
-from headroute.batch.sources import Block, Opening, Part, Source, find_files, open_source
+from headroute.batch.sources import (
+    Block,
+    Opening,
+    Part,
+    Source,
+    find_files,
+    open_source,
+    passed_over,
+)
 from headroute.batch.task import BadRowError, Columns, Options, Results, Task, solve
 from headroute.progress import rows_progress
 from headroute.router import Router
@@ -104,6 +112,7 @@ def project_files(
         batch_rows = _validate.at_least_1(batch_rows, "batch_rows")
     paths = find_files(inputs)
     place = Path(destination)
+    check_outside(place, inputs)
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
     opening = Opening(task, column, model, alone=place.suffix == ".npy")
     sources = [open_source(path, opening) for path in paths]
@@ -144,6 +153,16 @@ def project_files(
         rows_per_second=fresh / seconds,
         bytes_per_second=fresh * moved_bytes(task, jobs) / seconds,
     )
+
+
+def check_outside(place: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """ValueError when the next run would find the parts of this one among its inputs."""
+    below = place.resolve()
+    for folder in map(Path, inputs):
+        if place.suffix == ".npy" or not folder.is_dir() or folder.resolve() not in below.parents:
+            continue
+        if not passed_over(below.relative_to(folder.resolve())):
+            raise ValueError(f"{place} is in {folder}, an input: choose another output")
 
 
 def cut(sources: Sequence[Source], part_rows: int) -> Iterator[Job]:
@@ -399,7 +418,8 @@ def solve_block(task: Task, block: Block, job: Job, first: int, memory: Columns)
 def count_zero_rows(block: Block, results: Results) -> int:
     """Rows that are zero throughout. Looks at whole rows only where the first column is zero."""
     rows = block.queries.rows
-    candidates = np.flatnonzero(~rows[:, :1].any(axis=1))
+    with np.errstate(invalid="ignore"):  # a bad row may hold a NaN that warns when it is looked at
+        candidates = np.flatnonzero(~rows[:, :1].any(axis=1))
     candidates = np.setdiff1d(candidates, results.bad, assume_unique=True)
     return int(np.count_nonzero(~rows[candidates].any(axis=1)))
 

@@ -16,6 +16,7 @@ import mmap
 import os
 import sys
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,9 +93,9 @@ def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
             files = sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix in SUFFIXES
+                if file.suffix.lower() in SUFFIXES
                 and file.is_file()
-                and not any(part[0] in "._" for part in file.relative_to(path).parts)
+                and not passed_over(file.relative_to(path))
             )
         elif path.exists():
             files = [path]
@@ -112,6 +113,11 @@ def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
             raise ValueError(f"{file} is among the inputs twice")
         seen.add(real)
     return found
+
+
+def passed_over(path: Path) -> bool:
+    """Whether a path below a folder of inputs is none of them, by a name on the way."""
+    return any(part[0] in "._" for part in path.parts)
 
 
 def open_source(path: Path, opening: Opening) -> Source:
@@ -170,6 +176,10 @@ class NpySource:
             )
 
 
+# What reading a damaged .zip file raises; RuntimeError for one with a password, or an unknown way.
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+
+
 class NpzSource:
     """A member of an .npz file, compressed or not."""
 
@@ -182,7 +192,7 @@ class NpzSource:
                 with archive.open(self._member) as file:
                     self._shape, fortran, self._dtype = read_header(file)
                     self._start = file.tell()
-        except zipfile.BadZipFile as error:
+        except _BAD_ZIP as error:
             raise ValueError(f"{path} is not an .npz file: {error}") from None
         self.rows, self.row_bytes = check_array(path, self._shape, self._dtype, opening.task)
         if fortran:
@@ -193,9 +203,12 @@ class NpzSource:
 
     def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
         with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as file:
-            file.seek(self._start + part.first * self.row_bytes)
-            for _, n in steps(part, block_rows):
-                yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+            try:
+                file.seek(self._start + part.first * self.row_bytes)
+                for _, n in steps(part, block_rows):
+                    yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+            except _BAD_ZIP as error:
+                raise ValueError(f"{self.path}: {error}") from None
 
 
 class ParquetSource:
@@ -210,7 +223,7 @@ class ParquetSource:
             self._group_rows = [
                 metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
             ]
-            check_schema(path, file.schema_arrow, self._column, opening.task)
+            check_schema(path, file.schema_arrow, self._column, opening)
         self.rows = metadata.num_rows
         self.row_bytes = opening.task.router.query_dim * 4
 
@@ -239,12 +252,16 @@ class ArrowSource:
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
         self._task, self._column = opening.task, opening.vectors_column()
+        self._alone = opening.alone
         pa = arrow_library("pyarrow")
         with self._read(pa.memory_map(str(path))) as reader:
-            check_schema(path, reader.schema, self._column, opening.task)
-            self._batch_rows = [
-                reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
-            ]
+            check_schema(path, reader.schema, self._column, opening)
+            try:
+                self._batch_rows = [
+                    reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
+                ]
+            except (ValueError, TypeError, OSError) as error:
+                raise ValueError(f"{path}: {error}") from None
         self.rows = sum(self._batch_rows)
         self.row_bytes = opening.task.router.query_dim * 4
 
@@ -265,6 +282,8 @@ class ArrowSource:
         with self._read(arrow_library("pyarrow").OSFile(str(self.path))) as reader:
             for number in part.grains:
                 batch = reader.get_batch(number)
+                if self._alone:
+                    batch = batch.select([self._column])
                 for first in range(0, batch.num_rows, block_rows):
                     piece = batch.slice(first, block_rows)
                     yield Block(*take_queries(piece, self._column, self._task))
@@ -439,14 +458,30 @@ def choose_member(path: Path, names: Sequence[str], column: str | None) -> str:
     raise ValueError(f"{path} holds {listed}: choose the queries with --column")
 
 
-def check_schema(path: Path, schema: Any, column: str, task: Task) -> None:
-    """ValueError or TypeError unless there is such a column of lists of numbers."""
+def check_schema(path: Path, schema: Any, column: str, opening: Opening) -> None:
+    """ValueError or TypeError unless there is such a column of lists of numbers, and the others can
+    stand beside the results.
+    """
     from headroute.batch.arrow import check_columns
 
+    pa = arrow_library("pyarrow")
+    if opening.alone and column in schema.names:
+        schema = pa.schema([field for field in schema if field.name == column])
     try:
-        check_columns(schema, column, task)
+        check_columns(schema, column, opening.task)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from None
+    if not opening.alone:
+        check_storable(path, schema)
+
+
+def check_storable(path: Path, schema: Any) -> None:
+    """ValueError unless a Parquet file can have these columns."""
+    pa, parquet = arrow_library("pyarrow"), arrow_library("pyarrow.parquet")
+    try:
+        parquet.write_table(schema.empty_table(), pa.BufferOutputStream())
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path}: a column cannot go to Parquet files: {error}") from None
 
 
 def arrow_library(module: str) -> Any:
