@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headroute import Router
-from headroute.batch import job, project_files
+from headroute.batch import job, project_files, sources
 from headroute.batch.sources import find_files, whole_grains
 from headroute.cli import main
 
@@ -285,7 +285,7 @@ def test_texts(tmp_path, capsys) -> None:
     command = ["project", f"{tmp_path}/t.jsonl", "--db", db, "-o", f"{tmp_path}/out"]
     command += ["--output", "answers", "--top-k", "2", "--batch-rows", "6"]
     assert main(command) == 2
-    assert "there is no 'text' in objects 0 to 5, only question, n" in capsys.readouterr().err
+    assert "there is no 'text', only question, n: name it with" in capsys.readouterr().err
     command += ["--column", "question"]
     assert main(command) == 2
     assert "t.jsonl: query 3 is null" in capsys.readouterr().err
@@ -309,6 +309,73 @@ def test_texts(tmp_path, capsys) -> None:
         command = ["project", f"{tmp_path}/{name}.jsonl", "--db", db, "-o", f"{tmp_path}/o.npy"]
         assert main(command) == 2
         assert message in capsys.readouterr().err
+
+
+class Lengths:
+    """Stands for an encoder."""
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        return np.array([[len(text), *range(1, D)] for text in texts], np.float32).reshape(-1, D)
+
+
+@pytest.fixture
+def project_lines(tmp_path, heads, monkeypatch):
+    """Projects objects, a few at a time, and gives the results as a table or as an array."""
+    monkeypatch.setattr(sources, "load_encoder", lambda _: Lengths())
+    monkeypatch.setattr(sources, "_JSON_BYTES", 50)
+
+    def project(lines: list[dict], out: str = "p", **options):
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\r\n" for line in lines)
+        (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        options = {"model": "lengths", "batch_rows": 2, **options}
+        project_files(heads, [tmp_path / "t.jsonl"], tmp_path / out, restart=True, **options)
+        return np.load(tmp_path / out) if out == "p.npy" else pq.read_table(tmp_path / out)
+
+    return project
+
+
+def test_columns_of_objects_are_of_one_type(project_lines, heads) -> None:
+    lines: list[dict] = [{"text": "x" * n, "n": n} for n in range(20)]
+    lines[0] |= {"list": [], "deep": {"a": None}, "when": None}
+    lines[7]["n"] = None
+    lines[8]["n"] = 1.5
+    lines[11]["note"] = "only here"
+    lines[12] |= {"list": [1], "deep": {"b": "2020-02-02"}, "when": "2020-01-02T03:04:05Z"}
+    lines[19] |= {"when": "yesterday", "list": [0.5]}
+    table = project_lines(lines)
+    names = ["text", "n", "list", "deep", "when", "note"]
+    assert table.column_names == [*names, "projected"]
+    assert [table.num_rows, table.column("projected").null_count] == [20, 0]
+    for name in names:
+        expected = [line.get(name) for line in lines]
+        if name == "deep":
+            expected[0], expected[12] = {"a": None, "b": None}, {"a": None, "b": "2020-02-02"}
+        assert table.column(name).to_pylist() == expected
+    expected = heads.project(Lengths().encode_queries([line["text"] for line in lines]))
+    np.testing.assert_array_equal(vectors(table), expected)
+    np.testing.assert_array_equal(project_lines(lines, "p.npy"), expected)
+
+
+@pytest.mark.parametrize("missing", [{"text": None}, {"n": 1}])
+@pytest.mark.parametrize("out", ["p", "p.npy"])
+def test_blocks_without_a_text(project_lines, missing, out) -> None:
+    lines = [{"text": "2020-02-02"}, {"text": "b"}, missing, missing, {"text": "e"}]
+    with pytest.raises(ValueError, match=r"t\.jsonl: query 2 is null"):
+        project_lines(lines, out)
+    result = project_lines(lines, out, on_bad="null")
+    bad = np.isnan(result[:, 0]) if out == "p.npy" else result.column("projected").is_null()
+    np.testing.assert_array_equal(bad, [False, False, True, True, False])
+
+
+def test_objects_that_cannot_be(project_lines) -> None:
+    for lines, message in [
+        ([{"text": "a", "projected": 1}], "there is a column 'projected', which the results need"),
+        ([{"text": "a", "empty": {}}], "a column cannot go to Parquet files: .*'empty'"),
+        ([{"text": "a", "n": "x" * 50}, {"text": "b", "n": 1}], "in objects 1 to 1: Unable to mer"),
+        ([{"question": "a"}], "there is no 'text', only question: name it with --column"),
+    ]:
+        with pytest.raises(ValueError, match=rf"t\.jsonl: {message}"):
+            project_lines(lines)
 
 
 def test_a_model_of_another_dimension_and_none_at_all(tmp_path, heads, capsys) -> None:
