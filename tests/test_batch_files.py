@@ -167,6 +167,16 @@ def test_a_damaged_arrow_file(tmp_path, heads, queries) -> None:
         project_files(heads, [source], tmp_path / "p.npy")
 
 
+def test_a_damaged_parquet_file(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.parquet", queries)
+    content = bytearray(source.read_bytes())
+    length = int.from_bytes(content[-8:-4], "little")
+    content[-8 - length : -8 - length // 2] = b"\xff" * (length - length // 2)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.parquet: "):
+        project_files(heads, [source], tmp_path / "p.npy")
+
+
 def test_an_output_among_the_inputs(tmp_path, heads, queries) -> None:
     write(tmp_path / "q.npy", queries)
     for folder in (tmp_path, tmp_path / "new" / ".."):

@@ -132,7 +132,12 @@ def open_source(path: Path, opening: Opening) -> Source:
         ) from None
     if not path.is_file():
         raise ValueError(f"{path} is not a plain file")
-    return make(path, opening)
+    try:
+        return make(path, opening)
+    except (ValueError, TypeError, OSError) as error:  # a damaged file; libraries do not name it
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
 
 
 def even_parts(rows: int, part_rows: int) -> list[Part]:
@@ -258,12 +263,9 @@ class ArrowSource:
         pa = arrow_library("pyarrow")
         with self._read(pa.memory_map(str(path))) as reader:
             check_schema(path, reader.schema, self._column, opening)
-            try:
-                self._batch_rows = [
-                    reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
-                ]
-            except (ValueError, TypeError, OSError) as error:
-                raise ValueError(f"{path}: {error}") from None
+            self._batch_rows = [
+                reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
+            ]
         self.rows = sum(self._batch_rows)
         self.row_bytes = opening.task.router.query_dim * 4
 
