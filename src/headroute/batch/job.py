@@ -338,7 +338,7 @@ def do_parts(
                 zero_queries=done.zero_queries + count_zero_rows(block, results),
             )
             reader.submit(block.release)  # its thread has the time
-            writer.submit(write, Solved(first, results, block.others), memory)
+            writer.submit(write, Solved(results, block.others), memory)
             advance(len(block.queries.rows))
 
 

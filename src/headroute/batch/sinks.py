@@ -30,7 +30,6 @@ from headroute.batch.task import Field, Results
 class Solved(NamedTuple):
     """A block that is ready to be written."""
 
-    first: int  # row among all rows
     results: Results
     others: Any  # pyarrow.RecordBatch of what stood beside the queries, or None
 
