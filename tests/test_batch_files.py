@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,21 @@ def test_a_damaged_npz_file(tmp_path, heads, queries) -> None:
     source.write_bytes(content)
     with pytest.raises(ValueError, match=r"q\.npz: (Error -3 while|Bad CRC-32)"):
         project_files(heads, [source], tmp_path / "p.npy", on_bad="null")
+
+
+def test_a_member_is_read_once(tmp_path, heads, queries, monkeypatch) -> None:
+    np.savez_compressed(tmp_path / "q.npz", queries)
+    opened = []
+    real = zipfile.ZipFile.open
+
+    def count(*arguments):
+        opened.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", count)
+    project_files(heads, [tmp_path / "q.npz"], tmp_path / "p.npy")
+    assert len(opened) == 2  # for its header, and for its three parts
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
 
 
 def test_a_damaged_arrow_file(tmp_path, heads, queries) -> None:

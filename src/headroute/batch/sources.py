@@ -192,6 +192,7 @@ class NpzSource:
 
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
+        self._file: IO[bytes] | None = None
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith(".npy")]
@@ -209,13 +210,24 @@ class NpzSource:
         return even_parts(self.rows, part_rows)
 
     def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as file:
-            try:
-                file.seek(self._start + part.first * self.row_bytes)
-                for _, n in steps(part, block_rows):
-                    yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
-            except _BAD_ZIP as error:
-                raise ValueError(f"{self.path}: {error}") from None
+        try:
+            file = self._at(self._start + part.first * self.row_bytes)
+            for _, n in steps(part, block_rows):
+                yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+        except _BAD_ZIP as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        if part.first + part.rows == self.rows:
+            file.close()
+
+    def _at(self, position: int) -> IO[bytes]:
+        """The member, open there. It stays open from part to part: to get somewhere in it, all that
+        is before must be read.
+        """
+        if self._file is None or self._file.closed or self._file.tell() != position:
+            with zipfile.ZipFile(self.path) as archive:
+                self._file = archive.open(self._member)  # stays open when the archive is closed
+            self._file.seek(position)
+        return self._file
 
 
 class ParquetSource:
