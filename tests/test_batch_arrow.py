@@ -178,6 +178,14 @@ def test_nulls_of_fixed_size_lists(heads, queries, sliced) -> None:
     np.testing.assert_array_equal(numbers(result), heads.project(queries[sliced][~mask[sliced]]))
 
 
+@pytest.mark.parametrize("list_type", [pa.list_(pa.int8(), D), pa.list_(pa.uint64())], ids=str)
+def test_integers_with_nulls_among_them(heads, list_type) -> None:
+    rows = [[3, 1, 4, 1, 5], None, [9, 2, None, 5, 3], [5, 8, 9, 7, 9]]
+    result = project_record_batch(table(pa.array(rows, list_type)), heads, on_bad="null")
+    assert result.column("projected").is_null().to_pylist() == [False, True, True, False]
+    np.testing.assert_array_equal(numbers(result), heads.project([rows[0], rows[3]]))
+
+
 @settings(deadline=None)
 @given(
     st.lists(
@@ -236,6 +244,16 @@ def test_columns_that_cannot_be(heads, queries) -> None:
             {"output": "answers", "documents": np.ones((4, E)), "document_ids": [1, 2]},
             ValueError,
             "4 documents but ids of shape",
+        ),
+        (
+            {"output": "answers", "document_ids": np.arange(7) / 2},
+            TypeError,
+            "document_ids must be integers, got dtype float64",
+        ),
+        (
+            {"output": "answers", "documents": [["a"] * E]},
+            TypeError,
+            "documents must be real numbers, got dtype <U1",
         ),
         ({"output": "answers", "documents": np.ones((4, 2))}, ValueError, r"shape \(D, 3\)"),
     ],

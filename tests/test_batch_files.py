@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headroute import Router
-from headroute.batch import job, project_files
+from headroute.batch import job, project_files, sources
 from headroute.batch.sources import find_files, whole_grains
 from headroute.cli import main
 
@@ -100,8 +101,10 @@ def test_folders_patterns_and_order(tmp_path, heads, queries) -> None:
     (folder / "README.md").write_text("not a query")
     (folder / "_headroute.json").write_text("{}")
     (folder / ".hidden.npy").write_text("not a query")
+    write(folder / "b.npy", pieces[0]).rename(folder / "b.NPY")
     project_files(heads, [folder], tmp_path / "p.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(np.vstack(pieces[:3])))
+    (folder / "b.NPY").rename(folder / "b.npy")
     found = find_files([folder / "deep", str(folder / "*.n*y"), folder / "c.parquet"])
     assert [path.name for path in found] == ["a.arrow", "b.npy", "c.parquet"]
 
@@ -143,6 +146,82 @@ def test_inputs_that_cannot_be(tmp_path, heads, queries) -> None:
             project_files(heads, inputs, tmp_path / "p.npy")
     assert not (tmp_path / "p.npy").exists()
     assert not list(tmp_path.glob(".p.npy*"))
+
+
+def test_a_damaged_npz_file(tmp_path, heads, queries) -> None:
+    source = tmp_path / "q.npz"
+    np.savez_compressed(source, queries)
+    content = bytearray(source.read_bytes())
+    content[20_000:20_100] = bytes(100)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.npz: (Error -3 while|Bad CRC-32)"):
+        project_files(heads, [source], tmp_path / "p.npy", on_bad="null")
+
+
+def test_a_member_is_read_once(tmp_path, heads, queries, monkeypatch) -> None:
+    np.savez_compressed(tmp_path / "q.npz", queries)
+    opened = []
+    real = zipfile.ZipFile.open
+
+    def count(*arguments):
+        opened.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", count)
+    project_files(heads, [tmp_path / "q.npz"], tmp_path / "p.npy")
+    assert len(opened) == 2  # for its header, and for its three parts
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
+
+
+def test_a_damaged_arrow_file(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.arrow", queries)
+    content = bytearray(source.read_bytes())
+    at = content.index(b"\xff\xff\xff\xff", 100)  # where the message of a batch begins
+    content[at : at + 8] = bytes(8)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.arrow: "):
+        project_files(heads, [source], tmp_path / "p.npy")
+
+
+def test_a_damaged_parquet_file(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.parquet", queries)
+    content = bytearray(source.read_bytes())
+    length = int.from_bytes(content[-8:-4], "little")
+    content[-8 - length : -8 - length // 2] = b"\xff" * (length - length // 2)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.parquet: "):
+        project_files(heads, [source], tmp_path / "p.npy")
+
+
+def test_an_output_among_the_inputs(tmp_path, heads, queries) -> None:
+    write(tmp_path / "q.npy", queries)
+    for folder in (tmp_path, tmp_path / "new" / ".."):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"new/out is in .*, an input: choose another output"):
+            project_files(heads, [folder], tmp_path / "new" / "out")
+    for _ in range(2):  # what begins with an underscore is passed over
+        assert project_files(heads, [tmp_path], tmp_path / "_out").rows == N
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_other_columns_that_cannot_go_beside_the_results(tmp_path, heads, queries, kind) -> None:
+    table = arrow_table(queries)
+    table = table.append_column("projected", table.column("id"))
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "q.parquet")
+    else:
+        odd = pa.array([None] * N, pa.month_day_nano_interval())
+        table = table.append_column("odd", odd)
+        with pa.ipc.new_file(tmp_path / "q.arrow", table.schema) as file:
+            file.write_table(table)
+        with pa.ipc.new_file(tmp_path / "odd.arrow", table.schema.remove(3)) as file:
+            file.write_table(table.remove_column(3))
+        with pytest.raises(ValueError, match=r"odd\.arrow: a column cannot go to Parquet files: "):
+            project_files(heads, [tmp_path / "odd.arrow"], tmp_path / "p")
+    with pytest.raises(ValueError, match="there is a column 'projected', which the results need"):
+        project_files(heads, [tmp_path / f"q.{kind}"], tmp_path / "p")
+    project_files(heads, [tmp_path / f"q.{kind}"], tmp_path / "p.npy")  # where they do not go
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
 
 
 @pytest.mark.parametrize("on_bad", ["raise", "null"])
@@ -232,7 +311,7 @@ def test_texts(tmp_path, capsys) -> None:
     command = ["project", f"{tmp_path}/t.jsonl", "--db", db, "-o", f"{tmp_path}/out"]
     command += ["--output", "answers", "--top-k", "2", "--batch-rows", "6"]
     assert main(command) == 2
-    assert "there is no 'text' in objects 0 to 5, only question, n" in capsys.readouterr().err
+    assert "there is no 'text', only question, n: name it with" in capsys.readouterr().err
     command += ["--column", "question"]
     assert main(command) == 2
     assert "t.jsonl: query 3 is null" in capsys.readouterr().err
@@ -258,6 +337,73 @@ def test_texts(tmp_path, capsys) -> None:
         assert message in capsys.readouterr().err
 
 
+class Lengths:
+    """Stands for an encoder."""
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        return np.array([[len(text), *range(1, D)] for text in texts], np.float32).reshape(-1, D)
+
+
+@pytest.fixture
+def project_lines(tmp_path, heads, monkeypatch):
+    """Projects objects, a few at a time, and gives the results as a table or as an array."""
+    monkeypatch.setattr(sources, "load_encoder", lambda _: Lengths())
+    monkeypatch.setattr(sources, "_JSON_BYTES", 50)
+
+    def project(lines: list[dict], out: str = "p", **options):
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\r\n" for line in lines)
+        (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        options = {"model": "lengths", "batch_rows": 2, **options}
+        project_files(heads, [tmp_path / "t.jsonl"], tmp_path / out, restart=True, **options)
+        return np.load(tmp_path / out) if out == "p.npy" else pq.read_table(tmp_path / out)
+
+    return project
+
+
+def test_columns_of_objects_are_of_one_type(project_lines, heads) -> None:
+    lines: list[dict] = [{"text": "x" * n, "n": n} for n in range(20)]
+    lines[0] |= {"list": [], "deep": {"a": None}, "when": None}
+    lines[7]["n"] = None
+    lines[8]["n"] = 1.5
+    lines[11]["note"] = "only here"
+    lines[12] |= {"list": [1], "deep": {"b": "2020-02-02"}, "when": "2020-01-02T03:04:05Z"}
+    lines[19] |= {"when": "yesterday", "list": [0.5]}
+    table = project_lines(lines)
+    names = ["text", "n", "list", "deep", "when", "note"]
+    assert table.column_names == [*names, "projected"]
+    assert [table.num_rows, table.column("projected").null_count] == [20, 0]
+    for name in names:
+        expected = [line.get(name) for line in lines]
+        if name == "deep":
+            expected[0], expected[12] = {"a": None, "b": None}, {"a": None, "b": "2020-02-02"}
+        assert table.column(name).to_pylist() == expected
+    expected = heads.project(Lengths().encode_queries([line["text"] for line in lines]))
+    np.testing.assert_array_equal(vectors(table), expected)
+    np.testing.assert_array_equal(project_lines(lines, "p.npy"), expected)
+
+
+@pytest.mark.parametrize("missing", [{"text": None}, {"n": 1}])
+@pytest.mark.parametrize("out", ["p", "p.npy"])
+def test_blocks_without_a_text(project_lines, missing, out) -> None:
+    lines = [{"text": "2020-02-02"}, {"text": "b"}, missing, missing, {"text": "e"}]
+    with pytest.raises(ValueError, match=r"t\.jsonl: query 2 is null"):
+        project_lines(lines, out)
+    result = project_lines(lines, out, on_bad="null")
+    bad = np.isnan(result[:, 0]) if out == "p.npy" else result.column("projected").is_null()
+    np.testing.assert_array_equal(bad, [False, False, True, True, False])
+
+
+def test_objects_that_cannot_be(project_lines) -> None:
+    for lines, message in [
+        ([{"text": "a", "projected": 1}], "there is a column 'projected', which the results need"),
+        ([{"text": "a", "empty": {}}], "a column cannot go to Parquet files: .*'empty'"),
+        ([{"text": "a", "n": "x" * 50}, {"text": "b", "n": 1}], "in objects 1 to 1: Unable to mer"),
+        ([{"question": "a"}], "there is no 'text', only question: name it with --column"),
+    ]:
+        with pytest.raises(ValueError, match=rf"t\.jsonl: {message}"):
+            project_lines(lines)
+
+
 def test_a_model_of_another_dimension_and_none_at_all(tmp_path, heads, capsys) -> None:
     heads.save(tmp_path / "r.safetensors")
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
@@ -277,6 +423,17 @@ def test_no_rows(tmp_path, heads, queries) -> None:
         assert project_files(heads, [source], out, column=column).rows == 0
         assert np.load(out).shape == (0, E)
         assert project_files(heads, [source], tmp_path / f"p{number}", column=column).rows == 0
+
+
+def test_numbers_of_rows_and_of_heads(tmp_path, heads, queries) -> None:
+    source = write(tmp_path / "q.npy", queries)
+    options = {"output": "top-k", "k": np.int64(3), "batch_rows": np.int64(70)}
+    project_files(heads, [source], tmp_path / "p.npy", **options)
+    expected = heads.top_heads(queries, 3)
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy")["top_heads"], expected.indices)
+    for rows in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_rows must be at least 1, got {rows}"):
+            project_files(heads, [source], tmp_path / "p.npy", batch_rows=rows)
 
 
 def test_whole_grains() -> None:

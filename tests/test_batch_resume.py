@@ -1,5 +1,6 @@
 """A run that was ended, however: the same command goes on, and the result is the same bits."""
 
+import contextlib
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headroute import Router
-from headroute.batch import job, manifest, project_files
+from headroute.batch import job, manifest, project_files, sinks
 from headroute.cli import main
 
 D, E, K, N = 48, 32, 9, 60_000
@@ -228,14 +229,89 @@ def test_two_runs_at_once(tmp_path, heads, queries, capsys) -> None:
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"headroute": 99}', '{"headroute": 1}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'{"headroute": 99}', b'{"headroute": 1}', b"\xff\x00"]
+)
 def test_what_is_no_manifest(tmp_path, heads, queries, text) -> None:
     np.save(tmp_path / "q.npy", queries[:9])
     (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "_headroute.json").write_text(text)
+    (tmp_path / "p" / "_headroute.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"_headroute.json is not the manifest of a run \("):
         project_files(heads, [tmp_path / "q.npy"], tmp_path / "p")
     assert project_files(heads, [tmp_path / "q.npy"], tmp_path / "p", restart=True).rows == 9
+
+
+def stop_after(monkeypatch, parts: int) -> None:
+    """Have a run end there as if it were interrupted."""
+    keep, kept = job.keep_part, []
+
+    def call(*arguments):
+        if len(kept) == parts:
+            raise KeyboardInterrupt
+        kept.append(arguments)
+        keep(*arguments)
+
+    monkeypatch.setattr(job, "keep_part", call)
+
+
+def test_an_old_manifest_beside_an_empty_file(tmp_path, heads, queries, monkeypatch) -> None:
+    """Killed between the new name of the output and the end of its manifest, and the next run
+    between the new file and its manifest.
+    """
+    np.save(tmp_path / "q.npy", queries)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
+    (tmp_path / ".p.npy.partial").write_bytes(b"")
+    assert project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy").resumed_rows == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
+
+
+@pytest.mark.parametrize(("out", "parts"), [("p.npy", 5), ("p", 5), ("p", 1000)])
+def test_results_that_are_not_there_any_more(
+    tmp_path, heads, queries, monkeypatch, out, parts
+) -> None:
+    np.save(tmp_path / "q.npy", queries)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        stop_after(patch, parts)
+        project_files(heads, [tmp_path / "q.npy"], tmp_path / out)
+    if out == "p":
+        (tmp_path / "p" / "part-00002.parquet").unlink()
+    else:
+        os.truncate(tmp_path / ".p.npy.partial", 9000)
+    name = "part-00002.parquet" if out == "p" else ".p.npy.partial"
+    with pytest.raises(ValueError, match=f"cannot go on with .*: {name}, which was done, is not"):
+        project_files(heads, [tmp_path / "q.npy"], tmp_path / out)
+    assert project_files(heads, [tmp_path / "q.npy"], tmp_path / out, restart=True).rows == N
+
+
+def test_another_process_that_ends_before_the_lock(tmp_path, heads, queries, monkeypatch) -> None:
+    np.save(tmp_path / "q.npy", queries)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
+    lock = sinks.NpySink.lock
+
+    def late(sink) -> None:
+        monkeypatch.setattr(sinks.NpySink, "lock", lock)
+        project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
+        lock(sink)
+
+    monkeypatch.setattr(sinks.NpySink, "lock", late)
+    with pytest.raises(ValueError, match="cannot go on with"):
+        project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
+
+
+def test_results_of_a_cluster_are_not_mixed_with_others(tmp_path, heads, queries) -> None:
+    np.save(tmp_path / "q.npy", queries[:9])
+    project_files(heads, [tmp_path / "q.npy"], tmp_path / "p")
+    (tmp_path / "p" / "part-00000.parquet").rename(tmp_path / "p" / "0_000000_000000.parquet")
+    with pytest.raises(ValueError, match=r"0_000000_000000\.parquet is not of such a run"):
+        project_files(heads, [tmp_path / "q.npy"], tmp_path / "p", restart=True)
+    assert pq.read_table(tmp_path / "p").num_rows == 9
 
 
 # ---- disks that are full, or break
@@ -309,8 +385,6 @@ def test_nothing_counts_as_done_behind_a_failure(
     np.save(tmp_path / "q.npy", queries)
     whole = f"whole{Path(out).suffix}"
     project_files(heads, [tmp_path / "q.npy"], tmp_path / whole)
-    from headroute.batch import sinks
-
     owner, name = {
         "fsync": (os, "fdatasync" if out == "p.npy" else "fsync"),
         "replace": (os, "replace"),

@@ -4,7 +4,7 @@ Lists of numbers are used where they are, without a loop over rows, and without 
 are missing. See `headroute.batch.task` for what is computed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -85,10 +85,15 @@ def check_columns(schema: pa.Schema, column: str, task: Task) -> int:
             f"column {column!r} has {type_.list_size} numbers a row, the heads expect "
             f"{task.router.query_dim}: embedded with another model?"
         )
-    for field in task.fields:
-        if field.name != column and field.name in schema.names:
-            raise ValueError(f"there is a column {field.name!r}, which the results need: rename it")
+    check_names([name for name in schema.names if name != column], task)
     return int(places[0])
+
+
+def check_names(names: Sequence[str], task: Task) -> None:
+    """ValueError when a column that stays has a result's name."""
+    for field in task.fields:
+        if field.name in names:
+            raise ValueError(f"there is a column {field.name!r}, which the results need: rename it")
 
 
 def queries_of(array: pa.Array, d: int) -> Queries:
@@ -110,8 +115,9 @@ def queries_of(array: pa.Array, d: int) -> Queries:
     else:
         where = np.flatnonzero(lengths == d)
         values = array.filter(pa.array(lengths == d)).flatten()
-        rows = np.zeros((n, d), numbers_of(values[:0]).dtype)
-        rows[where] = numbers_of(values).reshape(-1, d)
+        numbers = numbers_of(values)
+        rows = np.zeros((n, d), numbers.dtype)
+        rows[where] = numbers.reshape(-1, d)
     if values.null_count:
         holes = np.asarray(values.is_null()).reshape(-1, d).any(axis=1)
         faults |= {int(row): "has a null in it" for row in where[holes]}

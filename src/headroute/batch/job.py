@@ -20,10 +20,19 @@ from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
 
+from headroute import _validate
 from headroute.batch import manifest as manifests
 from headroute.batch.manifest import Manifest, Progress
 from headroute.batch.sinks import Sink, Solved, check_output, make_sink
-from headroute.batch.sources import Block, Opening, Part, Source, find_files, open_source
+from headroute.batch.sources import (
+    Block,
+    Opening,
+    Part,
+    Source,
+    find_files,
+    open_source,
+    passed_over,
+)
 from headroute.batch.task import BadRowError, Columns, Options, Results, Task, solve
 from headroute.progress import rows_progress
 from headroute.router import Router
@@ -99,8 +108,11 @@ def project_files(
     """
     started = time.perf_counter()
     task = Task(router, **options)
+    if batch_rows is not None:
+        batch_rows = _validate.at_least_1(batch_rows, "batch_rows")
     paths = find_files(inputs)
     place = Path(destination)
+    check_outside(place, inputs)
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
     opening = Opening(task, column, model, alone=place.suffix == ".npy")
     sources = [open_source(path, opening) for path in paths]
@@ -143,6 +155,16 @@ def project_files(
     )
 
 
+def check_outside(place: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """ValueError when the next run would find the parts of this one among its inputs."""
+    below = place.resolve()
+    for folder in map(Path, inputs):
+        if place.suffix == ".npy" or not folder.is_dir() or folder.resolve() not in below.parents:
+            continue
+        if not passed_over(below.relative_to(folder.resolve())):
+            raise ValueError(f"{place} is in {folder}, an input: choose another output")
+
+
 def cut(sources: Sequence[Source], part_rows: int) -> Iterator[Job]:
     number = first = 0
     for source in sources:
@@ -180,7 +202,18 @@ def adopt(sink: Sink, identity: dict[str, Any], restart: bool) -> Manifest:
             f"{sink.path} was begun by another run: {'; '.join(different[:3])}"
             f"{' …' if len(different) > 3 else ''}; --restart begins anew"
         )
+    check_kept(sink, found)
     return found
+
+
+def check_kept(sink: Sink, run: Manifest) -> None:
+    """ValueError unless all that is done is there."""
+    lost = sink.lost(run.done)
+    if lost is not None:
+        raise ValueError(
+            f"cannot go on with {sink.path}: {lost.name}, which was done, is not there or not "
+            "whole; --restart begins anew"
+        )
 
 
 def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_rows: int) -> None:
@@ -192,6 +225,7 @@ def carry_out(task: Task, sink: Sink, run: Manifest, jobs: Sequence[Job], block_
     try:
         with said_of(sink.path):
             sink.lock()
+        check_kept(sink, run)  # another process may have come to its end before this one's lock
         try:
             with said_of(sink.path):
                 run.save()  # before anything of an older run is removed
@@ -304,7 +338,7 @@ def do_parts(
                 zero_queries=done.zero_queries + count_zero_rows(block, results),
             )
             reader.submit(block.release)  # its thread has the time
-            writer.submit(write, Solved(first, results, block.others), memory)
+            writer.submit(write, Solved(results, block.others), memory)
             advance(len(block.queries.rows))
 
 
@@ -384,7 +418,8 @@ def solve_block(task: Task, block: Block, job: Job, first: int, memory: Columns)
 def count_zero_rows(block: Block, results: Results) -> int:
     """Rows that are zero throughout. Looks at whole rows only where the first column is zero."""
     rows = block.queries.rows
-    candidates = np.flatnonzero(~rows[:, :1].any(axis=1))
+    with np.errstate(invalid="ignore"):  # a bad row may hold a NaN that warns when it is looked at
+        candidates = np.flatnonzero(~rows[:, :1].any(axis=1))
     candidates = np.setdiff1d(candidates, results.bad, assume_unique=True)
     return int(np.count_nonzero(~rows[candidates].any(axis=1)))
 

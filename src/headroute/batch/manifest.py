@@ -45,16 +45,14 @@ class Manifest:
 def load(path: Path) -> Manifest | None:
     """The manifest at a path; None when there is none, ValueError when it is something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    try:
-        content = json.loads(text)
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["headroute"] != _VERSION:
             raise ValueError(f"its version is {content['headroute']}")
         return Manifest(
             path, dict(content["identity"]), Progress(**content["done"]), content["complete"]
         )
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not the manifest of a run ({error}): --restart begins anew"

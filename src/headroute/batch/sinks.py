@@ -30,7 +30,6 @@ from headroute.batch.task import Field, Results
 class Solved(NamedTuple):
     """A block that is ready to be written."""
 
-    first: int  # row among all rows
     results: Results
     others: Any  # pyarrow.RecordBatch of what stood beside the queries, or None
 
@@ -43,10 +42,13 @@ class Sink(Protocol):
     def begun(self) -> bool:
         """Whether there is what a manifest could speak of."""
 
+    def lost(self, done: Progress) -> Path | None:
+        """A file of what is done that is not there any more, or not whole."""
+
     def lock(self) -> None:
         """Make sure that nobody else writes there, until `close` or the end of the process.
 
-        Raises ValueError when somebody does, OSError when nobody can.
+        Raises ValueError when somebody does, or has, OSError when nobody can.
         """
 
     def begin(self, done: Progress) -> None:
@@ -90,10 +92,20 @@ class NpySink:
             self._dtype, self._shape = fields[0].dtype, (rows, fields[0].width)
         else:
             self._dtype = np.dtype([(f.name, f.dtype, (f.width,)) for f in fields])
+        self._row_bytes = self._dtype.itemsize * math.prod(self._shape[1:])
         self._file: DirectFile | None = None
 
     def begun(self) -> bool:
-        return self._partial.exists()
+        # Empty until its manifest is there: one beside an empty file is an older run's, which was
+        # killed between the last two steps of `finish`.
+        return self._size_now() > 0
+
+    def lost(self, done: Progress) -> Path | None:
+        needed = len(self._header()) + done.rows * self._row_bytes
+        return self._partial if done.parts and self._size_now() < needed else None
+
+    def _size_now(self) -> int:
+        return self._partial.stat().st_size if self._partial.exists() else 0
 
     def lock(self) -> None:
         self._file = DirectFile(self._partial)
@@ -101,14 +113,13 @@ class NpySink:
 
     def begin(self, done: Progress) -> None:
         file, header = self._open_file, self._header()
-        row_bytes = self._dtype.itemsize * math.prod(self._shape[1:])
-        size = len(header) + self._rows * row_bytes
+        size = len(header) + self._rows * self._row_bytes
         file.allocate(size)  # a full disk is known now, not after hours
         file.seek(0)
         file.write(np.frombuffer(header, np.uint8))
         if done.rows:
             file.flush()
-            file.seek(len(header) + done.rows * row_bytes)
+            file.seek(len(header) + done.rows * self._row_bytes)
         self._size = size
 
     def write(self, block: Solved) -> None:
@@ -179,12 +190,22 @@ class ParquetSink:
     def begun(self) -> bool:
         return True  # the manifest is in the folder
 
+    def lost(self, done: Progress) -> Path | None:
+        paths = map(self._part, range(done.parts))
+        return next((path for path in paths if not path.exists()), None)
+
+    def _part(self, number: int) -> Path:
+        return self.path / f"part-{number:05}.parquet"
+
     def lock(self) -> None:
         arrow_library("pyarrow.parquet")
         self._made = not self.path.exists()
         self.path.mkdir(exist_ok=True)
         self._folder = os.open(self.path, os.O_RDONLY)
         lock(self._folder, self.path)
+        for path in self.path.glob("*.parquet"):  # of a cluster's run, which `begin` would leave
+            if not _PART.fullmatch(path.name):
+                raise ValueError(f"cannot write to {self.path}: {path.name} is not of such a run")
 
     def begin(self, done: Progress) -> None:
         self._number = done.parts
@@ -198,7 +219,7 @@ class ParquetSink:
 
         batch = with_results(block.others, self._fields, block.results)
         if self._writer is None:
-            path = self.path / f"part-{self._number:05}.parquet.tmp"
+            path = self._part(self._number).with_suffix(".parquet.tmp")
             self._writer = parquet_writer(path, batch.schema, self._fields)
             self._ended.append(path)
         self._writer.write_batch(batch, row_group_size=batch.num_rows)

@@ -9,6 +9,8 @@ A part is what is done whole or not at all. Blocks of a part are read in order, 
 is larger than asked for but where a file has no finer grain.
 """
 
+import bisect
+import contextlib
 import errno
 import functools
 import glob
@@ -16,6 +18,7 @@ import mmap
 import os
 import sys
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,9 +95,9 @@ def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
             files = sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix in SUFFIXES
+                if file.suffix.lower() in SUFFIXES
                 and file.is_file()
-                and not any(part[0] in "._" for part in file.relative_to(path).parts)
+                and not passed_over(file.relative_to(path))
             )
         elif path.exists():
             files = [path]
@@ -114,6 +117,11 @@ def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
+def passed_over(path: Path) -> bool:
+    """Whether a path below a folder of inputs is none of them, by a name on the way."""
+    return any(part[0] in "._" for part in path.parts)
+
+
 def open_source(path: Path, opening: Opening) -> Source:
     """Raises ValueError, TypeError or OSError for a file that cannot hold queries of this task."""
     try:
@@ -124,7 +132,12 @@ def open_source(path: Path, opening: Opening) -> Source:
         ) from None
     if not path.is_file():
         raise ValueError(f"{path} is not a plain file")
-    return make(path, opening)
+    try:
+        return make(path, opening)
+    except (ValueError, TypeError, OSError) as error:  # a damaged file; libraries do not name it
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
 
 
 def even_parts(rows: int, part_rows: int) -> list[Part]:
@@ -170,11 +183,16 @@ class NpySource:
             )
 
 
+# What reading a damaged .zip file raises; RuntimeError for one with a password, or an unknown way.
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+
+
 class NpzSource:
     """A member of an .npz file, compressed or not."""
 
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
+        self._file: IO[bytes] | None = None
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith(".npy")]
@@ -182,7 +200,7 @@ class NpzSource:
                 with archive.open(self._member) as file:
                     self._shape, fortran, self._dtype = read_header(file)
                     self._start = file.tell()
-        except zipfile.BadZipFile as error:
+        except _BAD_ZIP as error:
             raise ValueError(f"{path} is not an .npz file: {error}") from None
         self.rows, self.row_bytes = check_array(path, self._shape, self._dtype, opening.task)
         if fortran:
@@ -192,10 +210,24 @@ class NpzSource:
         return even_parts(self.rows, part_rows)
 
     def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as file:
-            file.seek(self._start + part.first * self.row_bytes)
+        try:
+            file = self._at(self._start + part.first * self.row_bytes)
             for _, n in steps(part, block_rows):
                 yield Block(Queries(read_rows(file, n, self._shape[1], self._dtype), {}))
+        except _BAD_ZIP as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        if part.first + part.rows == self.rows:
+            file.close()
+
+    def _at(self, position: int) -> IO[bytes]:
+        """The member, open there. It stays open from part to part: to get somewhere in it, all that
+        is before must be read.
+        """
+        if self._file is None or self._file.closed or self._file.tell() != position:
+            with zipfile.ZipFile(self.path) as archive:
+                self._file = archive.open(self._member)  # stays open when the archive is closed
+            self._file.seek(position)
+        return self._file
 
 
 class ParquetSource:
@@ -210,7 +242,7 @@ class ParquetSource:
             self._group_rows = [
                 metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
             ]
-            check_schema(path, file.schema_arrow, self._column, opening.task)
+            check_schema(path, file.schema_arrow, self._column, opening)
         self.rows = metadata.num_rows
         self.row_bytes = opening.task.router.query_dim * 4
 
@@ -239,9 +271,10 @@ class ArrowSource:
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
         self._task, self._column = opening.task, opening.vectors_column()
+        self._alone = opening.alone
         pa = arrow_library("pyarrow")
         with self._read(pa.memory_map(str(path))) as reader:
-            check_schema(path, reader.schema, self._column, opening.task)
+            check_schema(path, reader.schema, self._column, opening)
             self._batch_rows = [
                 reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
             ]
@@ -265,13 +298,17 @@ class ArrowSource:
         with self._read(arrow_library("pyarrow").OSFile(str(self.path))) as reader:
             for number in part.grains:
                 batch = reader.get_batch(number)
+                if self._alone:
+                    batch = batch.select([self._column])
                 for first in range(0, batch.num_rows, block_rows):
                     piece = batch.slice(first, block_rows)
                     yield Block(*take_queries(piece, self._column, self._task))
 
 
 class JsonlSource:
-    """Texts in a file of one JSON object a line; blank lines do not count."""
+    """Texts in a file of one JSON object a line; blank lines do not count. Other columns are of one
+    type in the whole file, and null where an object does not have them; times stay texts.
+    """
 
     def __init__(self, path: Path, opening: Opening) -> None:
         self.path = path
@@ -283,6 +320,7 @@ class JsonlSource:
         self._ends = line_ends(path)
         self.rows = len(self._ends)
         self.row_bytes = self._dim * 4
+        self._schema = self._find_schema(opening)
 
     def parts(self, part_rows: int) -> list[Part]:
         return even_parts(self.rows, part_rows)
@@ -290,39 +328,75 @@ class JsonlSource:
     def blocks(self, part: Part, block_rows: int) -> Iterator[Block]:
         with open(self.path, "rb") as file:
             for first, n in steps(part, block_rows):
-                start = self._ends[first - 1] if first else 0
-                file.seek(start)
-                yield self._block(file.read(self._ends[first + n - 1] - start), first, n)
+                yield self._block(self._parse(file, first, n, self._schema))
 
-    def _block(self, lines: bytes, first: int, n: int) -> Block:
+    def _find_schema(self, opening: Opening) -> Any:
+        """The columns of all objects, with the types that hold what is in any of them."""
+        from headroute.batch.arrow import check_names
+
+        pa = arrow_library("pyarrow")
+        schema, first = pa.schema([]), 0
+        with open(self.path, "rb") as file:
+            while first < self.rows:
+                start = self._ends[first - 1] if first else 0
+                end = max(first + 1, bisect.bisect_right(self._ends, start + _JSON_BYTES))
+                found = self._parse(file, first, end - first).schema
+                found = pa.schema([(field.name, without_times(field.type)) for field in found])
+                try:
+                    schema = pa.unify_schemas([schema, found], promote_options="permissive")
+                except (ValueError, TypeError) as error:
+                    raise ValueError(
+                        f"{self.path}: in objects {first} to {end - 1}: {error}"
+                    ) from None
+                first = end
+        if not self.rows:
+            return schema
+        if self._column not in schema.names:
+            raise ValueError(
+                f"{self.path}: there is no {self._column!r}, only {', '.join(schema.names)}: "
+                "name it with --column"
+            )
+        place = schema.get_field_index(self._column)
+        type_ = schema.field(place).type
+        if not (pa.types.is_string(type_) or pa.types.is_null(type_)):
+            raise TypeError(f"{self.path}: {self._column!r} must be texts, got {type_}")
+        texts = pa.field(self._column, pa.string())
+        if opening.alone:
+            return pa.schema([texts])
+        schema = schema.set(place, texts)
+        with said_of_file(self.path):
+            check_names(schema.names, opening.task)
+            check_storable(schema)
+        return schema
+
+    def _parse(self, file: IO[bytes], first: int, n: int, schema: Any = None) -> Any:
+        """Objects as a table, of the types that they have, or of a schema, as far as they fit."""
         pa, json = arrow_library("pyarrow"), arrow_library("pyarrow.json")
+        start = self._ends[first - 1] if first else 0
+        file.seek(start)
+        lines = file.read(self._ends[first + n - 1] - start)
+        where = f"in objects {first} to {first + n - 1}"
+        rule = "infer" if schema is None else "ignore"
         try:
             table = json.read_json(
-                pa.BufferReader(lines), json.ReadOptions(block_size=max(len(lines), 1))
+                pa.BufferReader(lines),
+                json.ReadOptions(block_size=max(len(lines), 1)),
+                json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=rule),
             )
         except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{self.path}: not one JSON object a line, in objects {first} to {first + n - 1}: "
-                f"{error}"
-            ) from None
+            raise ValueError(f"{self.path}: not one JSON object a line, {where}: {error}") from None
         if table.num_rows != n:
             raise ValueError(
-                f"{self.path}: {n} lines hold {table.num_rows} objects, in objects {first} to "
-                f"{first + n - 1}: one object a line"
+                f"{self.path}: {n} lines hold {table.num_rows} objects, {where}: one object a line"
             )
-        if self._column not in table.column_names:
-            raise ValueError(
-                f"{self.path}: there is no {self._column!r} in objects {first} to {first + n - 1}, "
-                f"only {', '.join(table.column_names)}: name it with --column"
-            )
-        texts = table.column(self._column)
-        if not pa.types.is_string(texts.type):
-            raise TypeError(f"{self.path}: {self._column!r} must be texts, got {texts.type}")
-        known = texts.to_pylist()
-        faults = {place: "is null" for place, text in enumerate(known) if text is None}
-        rows = np.zeros((n, self._dim), np.float32)
-        given = [place for place in range(n) if place not in faults]
-        vectors = load_encoder(self._model).encode_queries([known[place] for place in given])
+        return table
+
+    def _block(self, table: Any) -> Block:
+        texts = table.column(self._column).to_pylist()
+        faults = {place: "is null" for place, text in enumerate(texts) if text is None}
+        rows = np.zeros((len(texts), self._dim), np.float32)
+        given = [place for place in range(len(texts)) if place not in faults]
+        vectors = load_encoder(self._model).encode_queries([texts[place] for place in given])
         if vectors.shape[1:] != (self._dim,):
             raise ValueError(
                 f"{self.path}: embeddings have {vectors.shape[1]} columns, the heads expect "
@@ -330,6 +404,22 @@ class JsonlSource:
             )
         rows[given] = vectors
         return Block(Queries(rows, faults), table.combine_chunks().to_batches()[0])
+
+
+# Of a file of JSON lines, to find the types in it.
+_JSON_BYTES = 16 << 20
+
+
+def without_times(type_: Any) -> Any:
+    """A type that was found in JSON, with times as the texts that they are there."""
+    pa = arrow_library("pyarrow")
+    if pa.types.is_temporal(type_):
+        return pa.string()
+    if pa.types.is_list(type_):
+        return pa.list_(without_times(type_.value_type))
+    if pa.types.is_struct(type_):
+        return pa.struct([(field.name, without_times(field.type)) for field in type_])
+    return type_
 
 
 _KINDS: dict[str, Callable[[Path, Opening], Source]] = {
@@ -387,10 +477,8 @@ def check_array(
     """Rows, and bytes of one, of an array that may be queries."""
     if len(shape) != 2:
         raise ValueError(f"{path} has shape {shape}, expected two dimensions: (queries, dimension)")
-    try:
+    with said_of_file(path):
         task.router.project(np.empty((0, shape[1]), dtype))  # every check but the rows' own
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from None
     return shape[0], shape[1] * dtype.itemsize
 
 
@@ -439,12 +527,34 @@ def choose_member(path: Path, names: Sequence[str], column: str | None) -> str:
     raise ValueError(f"{path} holds {listed}: choose the queries with --column")
 
 
-def check_schema(path: Path, schema: Any, column: str, task: Task) -> None:
-    """ValueError or TypeError unless there is such a column of lists of numbers."""
+def check_schema(path: Path, schema: Any, column: str, opening: Opening) -> None:
+    """ValueError or TypeError unless there is such a column of lists of numbers, and the others can
+    stand beside the results.
+    """
     from headroute.batch.arrow import check_columns
 
+    pa = arrow_library("pyarrow")
+    if opening.alone and column in schema.names:
+        schema = pa.schema([field for field in schema if field.name == column])
+    with said_of_file(path):
+        check_columns(schema, column, opening.task)
+        if not opening.alone:
+            check_storable(schema)
+
+
+def check_storable(schema: Any) -> None:
+    """ValueError unless a Parquet file can have these columns."""
+    pa, parquet = arrow_library("pyarrow"), arrow_library("pyarrow.parquet")
     try:
-        check_columns(schema, column, task)
+        parquet.write_table(schema.empty_table(), pa.BufferOutputStream())
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"a column cannot go to Parquet files: {error}") from None
+
+
+@contextlib.contextmanager
+def said_of_file(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from None
 

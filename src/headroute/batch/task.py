@@ -89,19 +89,23 @@ class Task:
         )
         self._threads = None if num_threads is None else _validate.num_threads(num_threads)
         self._dtype = np.dtype(_validate.one_of(dtype, "dtype", DTYPES))
-        self._k = k
         if output == "top-k":
-            _validate.top_k(k, router.n_heads, "heads")
+            self._k = _validate.top_k(k, router.n_heads, "heads")
         elif output == "answers":
-            given = router.answers if documents is None else _validate.real_array(documents, "")
+            given = _validate.real_array(
+                router.answers if documents is None else documents, "documents"
+            )
             self._documents = _validate.documents(
                 unit(np.asarray(given, np.float64)), router.answer_dim
             )
             n = len(self._documents)
-            self._ids = np.arange(n) if document_ids is None else np.asarray(document_ids, np.int64)
-            if self._ids.shape != (n,):
-                raise ValueError(f"{n} documents but ids of shape {self._ids.shape}")
-            _validate.top_k(k, n, "documents")
+            ids = np.arange(n) if document_ids is None else np.asarray(document_ids)
+            if ids.shape != (n,):
+                raise ValueError(f"{n} documents but ids of shape {ids.shape}")
+            if ids.dtype.kind not in "iu":
+                raise TypeError(f"document_ids must be integers, got dtype {ids.dtype}")
+            self._ids = ids.astype(np.int64)
+            self._k = _validate.top_k(k, n, "documents")
 
     @property
     def fields(self) -> tuple[Field, ...]:
