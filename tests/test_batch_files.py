@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from headroute import Router
-from headroute.batch import job, project_files, sources
-from headroute.batch.sources import find_files, whole_grains
+from headroute.batch import job, json_lines, project_files
+from headroute.batch.arrow_files import whole_grains
+from headroute.batch.inputs import find_files
 from headroute.cli import main
 
 D, E, K, N = 24, 16, 7, 2500
@@ -347,8 +348,8 @@ class Lengths:
 @pytest.fixture
 def project_lines(tmp_path, heads, monkeypatch):
     """Projects objects, a few at a time, and gives the results as a table or as an array."""
-    monkeypatch.setattr(sources, "load_encoder", lambda _: Lengths())
-    monkeypatch.setattr(sources, "_JSON_BYTES", 50)
+    monkeypatch.setattr(json_lines, "load_encoder", lambda _: Lengths())
+    monkeypatch.setattr(json_lines, "_JSON_BYTES", 50)
 
     def project(lines: list[dict], out: str = "p", **options):
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\r\n" for line in lines)

@@ -2,6 +2,7 @@
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 
 def library(module: str, need: str, extra: str, error: type[ValueError] = ValueError) -> ModuleType:
@@ -12,3 +13,8 @@ def library(module: str, need: str, extra: str, error: type[ValueError] = ValueE
         raise error(
             f"{need} needs {missing.name}, which is not installed: pip install 'headroute[{extra}]'"
         ) from None
+
+
+def arrow_library(module: str) -> Any:
+    """A module of pyarrow, where files need it."""
+    return library(module, "reading or writing Parquet, Arrow or JSON lines", "arrow")

@@ -21,9 +21,9 @@ from headroute import _validate
 from headroute._optional import library
 from headroute._threads import get_num_threads
 from headroute.batch import manifest as manifests
+from headroute.batch.inputs import find_files
 from headroute.batch.manifest import Manifest
 from headroute.batch.sinks import MANIFEST, lock
-from headroute.batch.sources import find_files
 from headroute.batch.task import BadRowError, Options, Task
 from headroute.router import Router
 

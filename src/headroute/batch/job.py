@@ -22,17 +22,11 @@ import numpy as np
 
 from headroute import _validate
 from headroute.batch import manifest as manifests
+from headroute.batch.inputs import find_files, open_source, passed_over
 from headroute.batch.manifest import Manifest, Progress
+from headroute.batch.others import check_others
 from headroute.batch.sinks import Sink, Solved, check_output, make_sink
-from headroute.batch.sources import (
-    Block,
-    Opening,
-    Part,
-    Source,
-    find_files,
-    open_source,
-    passed_over,
-)
+from headroute.batch.sources import Block, Opening, Part, Source
 from headroute.batch.task import BadRowError, Columns, Options, Results, Task, solve
 from headroute.progress import rows_progress
 from headroute.router import Router
@@ -116,6 +110,7 @@ def project_files(
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
     opening = Opening(task, column, model, alone=place.suffix == ".npy")
     sources = [open_source(path, opening) for path in paths]
+    check_others(sources)
     rows = sum(source.rows for source in sources)
     sink = make_sink(place, task.fields, rows)
     row_bytes = max([task.row_bytes, *(source.row_bytes for source in sources)])

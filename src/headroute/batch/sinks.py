@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from headroute._optional import arrow_library
 from headroute.batch.direct_file import BLOCK, DirectFile
 from headroute.batch.manifest import Progress
-from headroute.batch.sources import arrow_library
 from headroute.batch.task import Field, Results
 
 
