@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headroute import Router
-from headroute.batch import job, manifest, project_files, sinks
+from headroute.batch import job, manifest, parts, project_files, sinks
 from headroute.cli import main
 
 D, E, K, N = 48, 32, 9, 60_000
@@ -241,17 +241,17 @@ def test_what_is_no_manifest(tmp_path, heads, queries, text) -> None:
     assert project_files(heads, [tmp_path / "q.npy"], tmp_path / "p", restart=True).rows == 9
 
 
-def stop_after(monkeypatch, parts: int) -> None:
+def stop_after(monkeypatch, n: int) -> None:
     """Have a run end there as if it were interrupted."""
-    keep, kept = job.keep_part, []
+    keep, kept = parts.keep_part, []
 
     def call(*arguments):
-        if len(kept) == parts:
+        if len(kept) == n:
             raise KeyboardInterrupt
         kept.append(arguments)
         keep(*arguments)
 
-    monkeypatch.setattr(job, "keep_part", call)
+    monkeypatch.setattr(parts, "keep_part", call)
 
 
 def test_an_old_manifest_beside_an_empty_file(tmp_path, heads, queries, monkeypatch) -> None:

@@ -14,7 +14,6 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -289,34 +288,7 @@ def parquet_writer(path: Path, schema: Any, fields: tuple[Field, ...]) -> Any:
 
 
 def make_sink(place: Path, fields: tuple[Field, ...], rows: int) -> Sink:
-    """For a place that `check_output` has found right."""
+    """For a place that `places.check_output` has found right."""
     if place.suffix == ".npy":
         return NpySink(place, fields, rows)
     return ParquetSink(place, fields)
-
-
-def check_output(place: Path, inputs: Sequence[Path]) -> None:
-    """ValueError when the output cannot be written there, or is an input (through links too)."""
-    if not place.parent.is_dir():
-        raise ValueError(f"cannot write {place}: there is no folder {place.parent}")
-    for path in inputs:
-        if place.exists() and os.path.samefile(path, place):
-            raise ValueError(f"{place} is an input: choose another output")
-        if place.resolve() in path.resolve().parents:
-            raise ValueError(f"{path} is an input in the output's folder: choose another output")
-    if place.suffix == ".npy":
-        if place.is_dir():
-            raise ValueError(f"cannot write {place}: it is a folder")
-        if place.exists() and not place.is_file():
-            raise ValueError(f"cannot write {place}: it is not a plain file")
-    elif place.exists():
-        if not place.is_dir():
-            raise ValueError(
-                f"cannot write {place}: results go to a name that ends in .npy, or to a folder"
-            )
-        # A process may have been killed before its manifest had its name.
-        if (
-            any(not path.name.startswith(MANIFEST) for path in place.iterdir())
-            and not (place / MANIFEST).exists()
-        ):
-            raise ValueError(f"cannot write to {place}: the folder is not empty, and not of a run")

@@ -1,0 +1,45 @@
+"""Where the results of a run may go: nowhere that holds something else, or its own inputs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from headroute.batch.inputs import passed_over
+from headroute.batch.sinks import MANIFEST
+
+
+def check_output(place: Path, inputs: Sequence[Path]) -> None:
+    """ValueError when the output cannot be written there, or is an input (through links too)."""
+    if not place.parent.is_dir():
+        raise ValueError(f"cannot write {place}: there is no folder {place.parent}")
+    for path in inputs:
+        if place.exists() and os.path.samefile(path, place):
+            raise ValueError(f"{place} is an input: choose another output")
+        if place.resolve() in path.resolve().parents:
+            raise ValueError(f"{path} is an input in the output's folder: choose another output")
+    if place.suffix == ".npy":
+        if place.is_dir():
+            raise ValueError(f"cannot write {place}: it is a folder")
+        if place.exists() and not place.is_file():
+            raise ValueError(f"cannot write {place}: it is not a plain file")
+    elif place.exists():
+        if not place.is_dir():
+            raise ValueError(
+                f"cannot write {place}: results go to a name that ends in .npy, or to a folder"
+            )
+        # A process may have been killed before its manifest had its name.
+        if (
+            any(not path.name.startswith(MANIFEST) for path in place.iterdir())
+            and not (place / MANIFEST).exists()
+        ):
+            raise ValueError(f"cannot write to {place}: the folder is not empty, and not of a run")
+
+
+def check_outside(place: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """ValueError when the next run would find the parts of this one among its inputs."""
+    below = place.resolve()
+    for folder in map(Path, inputs):
+        if place.suffix == ".npy" or not folder.is_dir() or folder.resolve() not in below.parents:
+            continue
+        if not passed_over(below.relative_to(folder.resolve())):
+            raise ValueError(f"{place} is in {folder}, an input: choose another output")
