@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from headroute import Router
-from headroute.batch import job, manifest, parts, project_files, sinks
+from headroute.batch import job, manifest, parts, project_files
+from headroute.batch.npy_sink import NpySink
+from headroute.batch.parquet_sink import ParquetSink
 from headroute.cli import main
 
 D, E, K, N = 48, 32, 9, 60_000
@@ -292,14 +294,14 @@ def test_another_process_that_ends_before_the_lock(tmp_path, heads, queries, mon
         stop_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
-    lock = sinks.NpySink.lock
+    lock = NpySink.lock
 
     def late(sink) -> None:
-        monkeypatch.setattr(sinks.NpySink, "lock", lock)
+        monkeypatch.setattr(NpySink, "lock", lock)
         project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
         lock(sink)
 
-    monkeypatch.setattr(sinks.NpySink, "lock", late)
+    monkeypatch.setattr(NpySink, "lock", late)
     with pytest.raises(ValueError, match="cannot go on with"):
         project_files(heads, [tmp_path / "q.npy"], tmp_path / "p.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
@@ -388,7 +390,7 @@ def test_nothing_counts_as_done_behind_a_failure(
     owner, name = {
         "fsync": (os, "fdatasync" if out == "p.npy" else "fsync"),
         "replace": (os, "replace"),
-        "write": (sinks.NpySink if out == "p.npy" else sinks.ParquetSink, "write"),
+        "write": (NpySink if out == "p.npy" else ParquetSink, "write"),
     }[call]
     real, calls = getattr(owner, name), []
 

@@ -19,9 +19,9 @@ from headroute.batch import manifest as manifests
 from headroute.batch.inputs import find_files, open_source
 from headroute.batch.manifest import Manifest
 from headroute.batch.others import check_others
+from headroute.batch.outputs import check_output, check_outside, make_sink
 from headroute.batch.parts import carry_out, check_kept, cut, moved_bytes
-from headroute.batch.places import check_output, check_outside
-from headroute.batch.sinks import Sink, make_sink
+from headroute.batch.sinks import Sink
 from headroute.batch.sources import Opening, Source
 from headroute.batch.task import Options, Task
 from headroute.router import Router

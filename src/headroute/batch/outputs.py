@@ -1,11 +1,29 @@
-"""Where the results of a run may go: nowhere that holds something else, or its own inputs."""
+"""Where the results of a run go: one .npy file, or a folder of Parquet parts.
+
+That must be nowhere that holds something else, nor the run's own inputs.
+"""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from headroute._optional import arrow_library
 from headroute.batch.inputs import passed_over
-from headroute.batch.sinks import MANIFEST
+from headroute.batch.npy_sink import NpySink
+from headroute.batch.sinks import MANIFEST, Sink
+from headroute.batch.task import Field
+
+
+def make_sink(place: Path, fields: tuple[Field, ...], rows: int) -> Sink:
+    """For a place that `check_output` has found right. ValueError when it needs Arrow, which is not
+    there.
+    """
+    if place.suffix == ".npy":
+        return NpySink(place, fields, rows)
+    arrow_library("pyarrow.parquet")
+    from headroute.batch.parquet_sink import ParquetSink
+
+    return ParquetSink(place, fields)
 
 
 def check_output(place: Path, inputs: Sequence[Path]) -> None:
