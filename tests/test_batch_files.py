@@ -122,6 +122,9 @@ def test_inputs_that_cannot_be(tmp_path, heads, queries) -> None:
     write(tmp_path / "nine.npy", queries[:, :9])
     pq.write_table(arrow_table(queries[:, :9]), tmp_path / "nine.parquet")
     for inputs, error, message in [
+        (str(source), TypeError, r"a sequence of paths, got a single one: .*q\.npy"),
+        (source, TypeError, r"a sequence of paths, got a single one: .*q\.npy"),
+        ([], ValueError, "there are no inputs: name a file, a folder or a pattern"),
         ([tmp_path / "nowhere.npy"], OSError, "No such file"),
         ([tmp_path / "empty"], ValueError, "no file there ends in .npy, .npz"),
         ([str(tmp_path / "*.json")], ValueError, "no file there ends in"),

@@ -186,8 +186,9 @@ def project_files(
 
     Raises OSError when a file cannot be read; ConnectionError when there is no cluster at the
     address; ValueError and TypeError for what `project` raises them for, for bad rows, for inputs
-    that are not Parquet files and for a destination that holds something else; RuntimeError when
-    the results do not have as many rows as the inputs, which several rows of the same id may cause.
+    that are none, a single path or not Parquet files, and for a destination that cannot be;
+    RuntimeError when the results do not have as many rows as the inputs, which several rows of the
+    same id may cause.
     """
     started = time.perf_counter()
     _ray()

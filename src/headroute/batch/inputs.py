@@ -22,9 +22,12 @@ def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files that paths, folders and glob patterns stand for; those of a folder or pattern in
     the order of their names.
 
-    Raises FileNotFoundError for nothing there, ValueError for a folder or pattern without a file
-    that can be read, and for a file that is named twice.
+    Raises TypeError for a single path, FileNotFoundError for nothing there, ValueError for no
+    inputs at all, for a folder or pattern without a file that can be read, and for a file that is
+    named twice.
     """
+    if isinstance(inputs, (str, os.PathLike)):  # a str would be taken letter by letter
+        raise TypeError(f"inputs must be a sequence of paths, got a single one: {inputs}")
     found: list[Path] = []
     for given in [os.fspath(item) for item in inputs]:
         path = Path(given)
@@ -45,6 +48,8 @@ def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
         if not files:
             raise ValueError(f"{given}: no file there ends in {', '.join(SUFFIXES)}")
         found += files
+    if not found:
+        raise ValueError("there are no inputs: name a file, a folder or a pattern")
     seen: set[str] = set()
     for file in found:
         real = os.path.realpath(file)

@@ -81,7 +81,7 @@ def project_files(
     Raises OSError when a file cannot be read or written; ValueError for a file that is not what
     its name says or does not fit the heads, for a bad row, with its file and number, for an output
     that cannot be, and when the run that is there is another one, with what differs; TypeError when
-    an input does not hold real numbers.
+    an input does not hold real numbers, and for a single path as inputs.
     """
     started = time.perf_counter()
     task = Task(router, **options)
