@@ -160,6 +160,17 @@ def test_outputs_that_cannot_be(tmp_path, heads, queries) -> None:
         project_files(heads, [path], tmp_path / "d.npy")
     with pytest.raises(ValueError, match=r"a name that ends in \.npy, or to a folder"):
         project_files(heads, [path], save(tmp_path / "other", queries[:1]))
+    for suffix in (".parquet", ".Arrow", ".npz", ".jsonl"):
+        with pytest.raises(ValueError, match=r"or as Parquet parts to a folder, such as .*/x$"):
+            project_files(heads, [path], tmp_path / f"x{suffix}")
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_suffix_in_capitals(tmp_path, heads, queries) -> None:
+    path = save(tmp_path / "q.npy", queries[:5])
+    project_files(heads, [path], tmp_path / "p.NPY")
+    np.testing.assert_array_equal(np.load(tmp_path / "p.NPY"), heads.project(queries[:5]))
+    assert names(tmp_path) == {"q.npy", "p.NPY"}
 
 
 def test_the_command(tmp_path, heads, queries, capsys) -> None:

@@ -269,8 +269,8 @@ def alone(monkeypatch, tmp_path, heads):
     monkeypatch.setattr(headroute.ray, "_ray", NoCluster)
     pq.write_table(table_of(np.arange(3), np.ones((3, D), np.float32)), tmp_path / "in.parquet")
 
-    def call(**options):
-        headroute.ray.project_files(heads, [tmp_path / "in.parquet"], tmp_path / "out", **options)
+    def call(out="out", **options):
+        headroute.ray.project_files(heads, [tmp_path / "in.parquet"], tmp_path / out, **options)
 
     return call
 
@@ -282,6 +282,13 @@ def test_folder_of_somebody_else(alone, tmp_path):
         with pytest.raises(ValueError, match="the folder is not empty, and not of a run"):
             alone(restart=restart)
     assert (tmp_path / "out" / "mine.parquet").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.NPY"])
+def test_names_of_files_are_no_folders(alone, tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: results of a cluster go to a folder"):
+        alone(name)
+    assert not (tmp_path / name).exists()
 
 
 def test_inputs_that_are_not_parquet(alone, tmp_path):

@@ -21,7 +21,7 @@ from headroute import _validate
 from headroute._optional import library
 from headroute._threads import get_num_threads
 from headroute.batch import manifest as manifests
-from headroute.batch.inputs import find_files
+from headroute.batch.inputs import SUFFIXES, find_files
 from headroute.batch.manifest import Manifest
 from headroute.batch.sinks import MANIFEST, lock
 from headroute.batch.task import BadRowError, Options, Task
@@ -177,7 +177,8 @@ def project_files(
 
     Args:
         inputs: .parquet files, and folders and patterns of them.
-        destination: a folder, new or empty, or of the same run when there is an id column.
+        destination: a folder, new or empty, or of the same run when there is an id column; its name
+            does not end as that of a file of queries.
         address: of the cluster, host:port or "auto"; by default a Ray of this machine alone is
             started, and ended afterwards. Where Ray is already initialised, that cluster is used.
         column, num_cpus, actors, batch_rows, id_column: see `project`.
@@ -392,7 +393,7 @@ def _own_folder(place: Path, inputs: Sequence[Path]) -> Iterator[None]:
     """The folder of the results, made and held for this process alone."""
     if not place.parent.is_dir():
         raise ValueError(f"cannot write {place}: there is no folder {place.parent}")
-    if place.exists() and not place.is_dir():
+    if place.suffix.lower() in SUFFIXES or (place.exists() and not place.is_dir()):
         raise ValueError(f"cannot write {place}: results of a cluster go to a folder")
     for path in inputs:
         if place.resolve() in path.resolve().parents:

@@ -19,7 +19,7 @@ from headroute.batch import manifest as manifests
 from headroute.batch.inputs import find_files, open_source
 from headroute.batch.manifest import Manifest
 from headroute.batch.others import check_others
-from headroute.batch.outputs import check_output, check_outside, make_sink
+from headroute.batch.outputs import check_output, check_outside, is_npy, make_sink
 from headroute.batch.parts import carry_out, check_kept, cut, moved_bytes
 from headroute.batch.sinks import Sink
 from headroute.batch.sources import Opening, Source
@@ -70,7 +70,7 @@ def project_files(
         inputs: files, folders and patterns: .npy, .npz, .parquet, .arrow, .feather, .jsonl. All
             rows are of one numbering, in the order of the files.
         destination: a name that ends in .npy, replaced when the run is complete; or a folder, new
-            or empty or of the same run.
+            or empty or of the same run, whose name does not end as that of an input file.
         column: that of the queries: "embedding" by default, "text" in .jsonl.
         model: embeds the texts in .jsonl files, a sentence-transformers name or folder.
         batch_rows: rows computed at a time; 16 MiB by default.
@@ -91,7 +91,7 @@ def project_files(
     place = Path(destination)
     check_outside(place, inputs)
     check_output(place, [*paths, *([heads_path] if heads_path else [])])
-    opening = Opening(task, column, model, alone=place.suffix == ".npy")
+    opening = Opening(task, column, model, alone=is_npy(place))
     sources = [open_source(path, opening) for path in paths]
     check_others(sources)
     rows = sum(source.rows for source in sources)

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headroute._optional import arrow_library
-from headroute.batch.inputs import passed_over
+from headroute.batch.inputs import SUFFIXES, passed_over
 from headroute.batch.npy_sink import NpySink
 from headroute.batch.sinks import MANIFEST, Sink
 from headroute.batch.task import Field
+
+
+def is_npy(place: Path) -> bool:
+    """Whether results go to one .npy file, and without what stood beside the queries."""
+    return place.suffix.lower() == ".npy"
 
 
 def make_sink(place: Path, fields: tuple[Field, ...], rows: int) -> Sink:
     """For a place that `check_output` has found right. ValueError when it needs Arrow, which is not
     there.
     """
-    if place.suffix == ".npy":
+    if is_npy(place):
         return NpySink(place, fields, rows)
     arrow_library("pyarrow.parquet")
     from headroute.batch.parquet_sink import ParquetSink
@@ -35,12 +40,18 @@ def check_output(place: Path, inputs: Sequence[Path]) -> None:
             raise ValueError(f"{place} is an input: choose another output")
         if place.resolve() in path.resolve().parents:
             raise ValueError(f"{path} is an input in the output's folder: choose another output")
-    if place.suffix == ".npy":
+    if is_npy(place):
         if place.is_dir():
             raise ValueError(f"cannot write {place}: it is a folder")
         if place.exists() and not place.is_file():
             raise ValueError(f"cannot write {place}: it is not a plain file")
-    elif place.exists():
+        return
+    if place.suffix.lower() in SUFFIXES:  # no folder, in anybody's eyes
+        raise ValueError(
+            f"cannot write {place}: results go to a name that ends in .npy, or as Parquet parts to "
+            f"a folder, such as {place.with_suffix('')}"
+        )
+    if place.exists():
         if not place.is_dir():
             raise ValueError(
                 f"cannot write {place}: results go to a name that ends in .npy, or to a folder"
@@ -57,7 +68,7 @@ def check_outside(place: Path, inputs: Sequence[str | os.PathLike[str]]) -> None
     """ValueError when the next run would find the parts of this one among its inputs."""
     below = place.resolve()
     for folder in map(Path, inputs):
-        if place.suffix == ".npy" or not folder.is_dir() or folder.resolve() not in below.parents:
+        if is_npy(place) or not folder.is_dir() or folder.resolve() not in below.parents:
             continue
         if not passed_over(below.relative_to(folder.resolve())):
             raise ValueError(f"{place} is in {folder}, an input: choose another output")
