@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headroute import Router
-from headroute.batch import job, manifest, parts, project_files
+from headroute import Router, __version__
+from headroute.batch import job, manifest, parts, project_files, task
 from headroute.batch.npy_sink import NpySink
 from headroute.batch.parquet_sink import ParquetSink
 from headroute.cli import main
@@ -147,7 +147,7 @@ def test_goes_on_and_says_so(tmp_path, heads, queries, out, capsys) -> None:
 
 
 @pytest.mark.parametrize("out", ["p.npy", "p"])
-def test_another_run_is_refused(tmp_path, heads, queries, out, capsys) -> None:
+def test_another_run_is_refused(tmp_path, heads, queries, out, capsys, monkeypatch) -> None:
     arguments = begin(tmp_path, heads, queries, out)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
@@ -156,6 +156,9 @@ def test_another_run_is_refused(tmp_path, heads, queries, out, capsys) -> None:
         return capsys.readouterr().err
 
     assert "temperature was 0.2, is 0.3; --restart begins anew" in refused("--temperature", "0.3")
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "__version__", "99.0")
+        assert f"headroute version was {__version__}, is 99.0; --restart begins anew" in refused()
     assert "dtype was float32, is float16" in refused("--dtype", "float16")
     assert "output was projected, is weights" in refused("--output", "weights")
     assert "tolerance was 0.0, is 0.01" in refused("--tolerance", "0.01")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import headroute
-import headroute.batch
+import headroute.batch.task
 import headroute.ray
 from headroute import Router
 from headroute.batch.manifest import Manifest
@@ -314,6 +314,16 @@ def test_run_that_is_another(alone, heads, tmp_path, options, message):
     shutil.copy(tmp_path / "in.parquet", tmp_path / "out" / "a.parquet")
     with pytest.raises(ValueError, match=message):
         alone(**{"id_column": "id", **options})
+
+
+def test_run_of_another_version(alone, heads, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(headroute.batch.task, "__version__", "99.0")
+        identity = {"task": Task(heads).identity(), "column": "embedding", "id column": "id"}
+    (tmp_path / "out").mkdir()
+    Manifest(tmp_path / "out" / MANIFEST, identity).save()
+    with pytest.raises(ValueError, match=r"another run: task headroute version was 99.0, is "):
+        alone(id_column="id")
 
 
 def test_note_in_doubt_is_taken_back(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from headroute import _validate
+from headroute import __version__, _validate
 from headroute._backends.reference import unit
 from headroute.router import Router
 
@@ -133,6 +133,7 @@ class Task:
         """What the bits of the results depend on, the queries apart."""
         router = self.router
         facts: dict[str, str | int | float] = {
+            "headroute version": __version__,
             "router": hashlib.sha256(router.to_bytes()).hexdigest(),
             "backend": router.backend,
             "instruction set": router.backend_info.get("isa", ""),
