@@ -228,6 +228,54 @@ def test_other_columns_that_cannot_go_beside_the_results(tmp_path, heads, querie
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), heads.project(queries))
 
 
+def test_other_columns_that_not_all_files_have(tmp_path, heads, queries) -> None:
+    first, *pieces = np.array_split(queries, 5)
+    write(tmp_path / "a.parquet", first)
+    table = arrow_table(pieces[0])
+    tables = {
+        "fewer": table.drop_columns("text"),
+        "more": table.append_column("more", table.column("id")),
+        "other": table.set_column(0, "id", table.column("text")),
+    }
+    for name, other in tables.items():
+        pq.write_table(other, tmp_path / f"{name}.parquet")
+    write(tmp_path / "bare.npy", pieces[1])
+    for name, message in [
+        ("fewer.parquet", "column 'text' is not there, in .*a.parquet it is string: files of one"),
+        ("more.parquet", "column 'more' is int64, in .*a.parquet it is not there"),
+        ("other.parquet", "column 'id' is string, in .*a.parquet it is int64"),
+        ("bare.npy", "column 'id' is not there, in .*a.parquet it is int64"),
+    ]:
+        inputs = [tmp_path / "a.parquet", tmp_path / name]
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            project_files(heads, inputs, tmp_path / "p")
+        assert not (tmp_path / "p").exists()
+        project_files(heads, inputs, tmp_path / "p.npy")  # where they do not go
+
+
+def test_other_columns_that_differ_in_nothing_that_matters(tmp_path, heads, queries) -> None:
+    """In their order, in metadata, in a file without rows, in another format."""
+    pieces = np.array_split(queries, 3)
+    table = arrow_table(pieces[0])
+    tables = [
+        arrow_table(pieces[1])[:0].drop_columns("id"),
+        table,
+        table.select(["text", "embedding", "id"]).replace_schema_metadata({"made": "here"}),
+    ]
+    paths = [tmp_path / f"{number}.parquet" for number in range(3)]
+    for path, each in zip(paths, tables, strict=True):
+        pq.write_table(each, path)
+    paths.append(write(tmp_path / "q.arrow", pieces[2]))
+    project_files(heads, paths, tmp_path / "p")
+    result = pq.read_table(tmp_path / "p")
+    np.testing.assert_array_equal(
+        vectors(result), heads.project(np.vstack([pieces[0], pieces[0], pieces[2]]))
+    )
+    ids = [*range(len(pieces[0]))] * 2 + [*range(len(pieces[2]))]
+    assert result.column("id").to_pylist() == ids
+    assert result.column("text").to_pylist() == list(map(str, ids))
+
+
 @pytest.mark.parametrize("on_bad", ["raise", "null"])
 @pytest.mark.parametrize("destination", ["out.npy", "out"])
 def test_bad_rows_in_the_third_of_five_files(

@@ -68,7 +68,8 @@ def project_files(
 
     Args:
         inputs: files, folders and patterns: .npy, .npz, .parquet, .arrow, .feather, .jsonl. All
-            rows are of one numbering, in the order of the files.
+            rows are of one numbering, in the order of the files. Where results go to a folder, the
+            other columns go there too: those of all files have the same names and types.
         destination: a name that ends in .npy, replaced when the run is complete; or a folder, new
             or empty or of the same run, whose name does not end as that of an input file.
         column: that of the queries: "embedding" by default, "text" in .jsonl.
@@ -79,9 +80,10 @@ def project_files(
         options: those of `headroute.batch.Task`.
 
     Raises OSError when a file cannot be read or written; ValueError for a file that is not what
-    its name says or does not fit the heads, for a bad row, with its file and number, for an output
-    that cannot be, and when the run that is there is another one, with what differs; TypeError when
-    an input does not hold real numbers, and for a single path as inputs.
+    its name says or does not fit the heads, for a bad row, with its file and number, for another
+    column that not all files have, with its file and name, for an output that cannot be, and when
+    the run that is there is another one, with what differs; TypeError when an input does not hold
+    real numbers, and for a single path as inputs.
     """
     started = time.perf_counter()
     task = Task(router, **options)
