@@ -244,19 +244,33 @@ class Writer {
         while (row_ < rows_) row();
     }
 
-    // What is less than a line, at both ends of every row.
+    // What is less than a line, at both ends of every row. A line that two rows share is written as one: half a line
+    // past the caches would have to be read first.
     HR_MEMBER void ends() const {
         for (std::size_t m = 0; m < rows_; ++m) {
             const float* from = sums_ + m * sum_stride(e_);
             Value* to = out_ + m * e_;
-            const std::size_t head = head_of(to), tail = head + (e_ - head) / kLine * kLine;
-            put_scaled(to, from, head, factor_[m]);
-            put_scaled(to + tail, from + tail, e_ - tail, factor_[m]);
+            const std::size_t head = head_of(to), tail = (e_ - head) % kLine;
+            const bool shared = stream_ && e_ >= kLine;
+            if (!shared || m == 0) put_scaled(to, from, head, factor_[m]);
+            if (!shared || m + 1 == rows_)
+                put_scaled(to + e_ - tail, from + e_ - tail, tail, factor_[m]);
+            else if (tail > 0)
+                put_joined(to + e_ - tail, from + e_ - tail, from + sum_stride(e_) - tail, tail, m);
         }
     }
 
    private:
     static constexpr std::size_t kLine = 64 / sizeof(Value);
+
+    // A line of the last n columns of row m and the first of the next, at `end` and n before `next`.
+    HR_MEMBER void put_joined(Value* to, const float* end, const float* next, std::size_t n, std::size_t m) const {
+        for (std::size_t j = 0; j < kLine; j += kLanes) {
+            const vint is_end = lane_numbers() < splat_int(static_cast<std::int32_t>(n) - static_cast<std::int32_t>(j));
+            const vfloat factor = select(is_end, splat(factor_[m]), splat(factor_[m + 1]));
+            put(to + j, select(is_end, load(end + j), load(next + j)) * factor, true);
+        }
+    }
 
     // Columns of a row before its first whole line.
     HR_MEMBER std::size_t head_of(const Value* row) const {

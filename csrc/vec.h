@@ -39,6 +39,11 @@ typedef std::int32_t vint_unaligned __attribute__((vector_size(4 * kLanes), alig
 HR_INLINE vint load(const std::int32_t* p) { return *reinterpret_cast<const vint_unaligned*>(p); }
 HR_INLINE void store(std::int32_t* p, vint v) { *reinterpret_cast<vint_unaligned*>(p) = v; }
 HR_INLINE vint splat_int(std::int32_t x) { return x - vint{}; }
+HR_INLINE vint lane_numbers() {
+    vint numbers{};
+    for (std::size_t i = 0; i < kLanes; ++i) numbers[i] = static_cast<std::int32_t>(i);
+    return numbers;
+}
 HR_INLINE vfloat to_float(vint v) { return __builtin_convertvector(v, vfloat); }
 HR_INLINE vfloat zero() { return vfloat{}; }
 HR_INLINE vfloat select(vint mask, vfloat yes, vfloat no) { return mask ? yes : no; }

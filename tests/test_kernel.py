@@ -35,6 +35,10 @@ def make(rng, n, n_heads, d, e, temperature=0.05):
     return router, rng.standard_normal((n, d), dtype=np.float32)
 
 
+def project_into(router, queries, dtype):
+    return router.project(queries, out=np.empty((len(queries), router.answer_dim), dtype))
+
+
 # One block and several (K > 512, or K·(d + e) > 200 Ki), whole panels and parts.
 SHAPES = [(1, 384, 384), (16, 384, 384), (33, 17, 5), (300, 384, 385), (513, 3, 2), (1100, 65, 31)]
 
@@ -54,11 +58,16 @@ def test_same_bits_in_any_batch(isa, rng, n_heads, d, e):
         assert (method(queries[::-1]) == whole[::-1]).all()
 
 
-def test_same_bits_past_the_caches(isa, rng):
-    """Output above 16 MiB goes past the caches: the same bits wherever `out` starts."""
-    router, queries = make(rng, 9000, 5, 8, 500)
-    small = np.concatenate([router.project(part) for part in np.array_split(queries, 9)])
-    memory = np.empty(queries.shape[0] * 500 + 16, np.float32)
+@pytest.mark.parametrize("e", [7, 16, 17, 31, 500])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_same_bits_past_the_caches(isa, rng, e, dtype):
+    """Output above 16 MiB goes past the caches: the same bits wherever `out` starts, also where
+    rows share a cache line, or a line has more than two of them."""
+    n = (17 << 20) // (e * np.dtype(dtype).itemsize)
+    router, queries = make(rng, n, 5, 8, e)
+    parts = np.array_split(queries, 9)
+    small = np.concatenate([project_into(router, part, dtype) for part in parts])
+    memory = np.empty(n * e + 16, dtype)
     for offset in (0, 1, 5, 15):
         out = memory[offset : offset + small.size].reshape(small.shape)
         memory[:] = np.nan
