@@ -13,7 +13,6 @@ using namespace headroute;
 
 // A tile of rows on its way through the kernel: which rows, and where they are in the thread's scratch.
 struct Tile {
-    std::size_t slot;
     std::size_t first;       // counted from the start of `Rows`
     std::size_t rows;        // real ones, 0 when there are none left; up to `height` the rest is padding
     std::size_t height;      // kRows, kFewRows or 1
@@ -34,7 +33,6 @@ struct Tile {
 HR_INLINE Tile make_tile(const PackedHeads& heads, float* scratch, std::size_t slot, std::size_t first, std::size_t n,
                          std::size_t height) {
     Tile tile{};
-    tile.slot = slot;
     tile.first = first;
     tile.rows = n;
     tile.height = height;
@@ -58,11 +56,6 @@ HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t s
     const std::size_t rest = end - first;
     const std::size_t height = rest == 1 ? 1 : rest > kRows / 2 ? kRows : kFewRows;
     return make_tile(heads, rows.scratch, slot, first, min(rest, height), height);
-}
-
-HR_INLINE Tile tile_after(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t end) {
-    const std::size_t slot = tile.slot + 1 < tile_slots(heads, rows.pass_rows, kRows) ? tile.slot + 1 : 0;
-    return tile_at(heads, rows, slot, tile.first + tile.rows, end);
 }
 
 // A vector of queries, from either type of them; the partial one has zeros behind its first n lanes.
@@ -374,15 +367,18 @@ HR_INLINE std::size_t for_each_tile(const PackedHeads& heads, const Rows& rows, 
         const std::size_t end = min(start + rows.pass_rows, rows.n);
         for (std::size_t b = 0; b < heads.n_blocks; ++b) {
             const auto block = block_at<Element>(heads, b);
-            Tile next = tile_at(heads, rows, 0, start, end);
-            if (block.is_first) pack(next);
-            while (next.rows > 0) {
-                const Tile tile = next;
+            std::size_t slot = 0, first = start;
+            if (block.is_first) pack(tile_at(heads, rows, slot, first, end));
+            while (first < end) {
+                // Made anew: a copy would be loaded in one piece while its parts are still on their way to the cache.
+                const Tile tile = tile_at(heads, rows, slot, first, end);
                 if (block.is_first) {
                     const std::size_t bad = measure(tile);
                     if (bad != kNoBadRow) return bad;
                 }
-                next = tile_after(heads, rows, tile, end);
+                first += tile.rows;
+                slot = slot + 1 < tile_slots(heads, rows.pass_rows, kRows) ? slot + 1 : 0;
+                const Tile next = tile_at(heads, rows, slot, first, end);
                 with_height(tile, [&](auto height) { compute(height, block, tile, next); });
             }
             if (interrupt.requested(interrupt.context)) return kNoBadRow;
