@@ -72,10 +72,13 @@ std::size_t packed_elements(const PackedHeads& layout, const Kernel& kernel) {
            block_elements(layout, last, kernel.lanes);
 }
 
-// 1, or the power of 2 that keeps the sum of K answers finite before it is divided by the sum of the weights. No larger
-// than it must be: what an answer loses at the small end of float32 is lost for good.
+// The power of 2 that answers are divided by: so small that their products with weights are as far from subnormal as
+// can be, so large that the sum of K of them is finite, and this scale over the sum of K weights normal. Encoders have
+// columns of 1e-33 (all-MiniLM-L6-v2 has two), and some CPUs take 100 cycles for a subnormal product:
+// docs/decisions/0014.
 float float_answer_scale(double largest, std::size_t n_heads) {
-    double scale = 1.0;
+    double scale = 0x1p-125;
+    while (static_cast<double>(n_heads) * 0x1p-125 > scale) scale *= 2.0;
     while (largest * static_cast<double>(n_heads) / scale > 0x1p126) scale *= 2.0;
     return static_cast<float>(scale);
 }
@@ -365,8 +368,8 @@ Heads borrow_heads(const void* data, std::size_t bytes, std::size_t n_heads, std
                    std::size_t answer_dim, float answer_scale, const Kernel& kernel) {
     if (reinterpret_cast<std::uintptr_t>(data) % 64 != 0)
         throw std::invalid_argument("packed heads must be 64-byte aligned");
-    if (!(answer_scale >= 1.0f && answer_scale <= std::numeric_limits<float>::max()))
-        throw std::invalid_argument("answer_scale must be finite, and at least 1");
+    if (!(answer_scale >= std::numeric_limits<float>::min() && answer_scale <= std::numeric_limits<float>::max()))
+        throw std::invalid_argument("answer_scale must be finite, and not subnormal");
     // No size below can overflow when every matrix is at most as large as the memory.
     const std::size_t columns = std::max(query_dim, answer_dim);
     if (n_heads == 0 || query_dim == 0 || answer_dim == 0 || columns > bytes / sizeof(float) / n_heads)

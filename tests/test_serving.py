@@ -438,7 +438,8 @@ def test_what_cannot_be_packed_bytes(isa, tmp_path):
         (view[4 : size + 4], (40, 8, 5), 1.0, "aligned"),
         (view[: 2 * size : 2], (40, 8, 5), 1.0, "contiguous"),
         (bytearray(size), (40, 8, 5), 1.0, "read-only"),
-        (view[:size], (40, 8, 5), 0.5, "answer_scale"),
+        (view[:size], (40, 8, 5), 1e-39, "answer_scale"),
+        (view[:size], (40, 8, 5), 0.0, "answer_scale"),
         (view[:size], (40, 8, 5), np.nan, "answer_scale"),
         (view[:size], (40, 8, 5), np.inf, "answer_scale"),
     ):
