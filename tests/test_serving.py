@@ -393,7 +393,7 @@ def test_an_engine_over_packed_bytes(isa, tmp_path, rng):
     unit[16:] = unit[0]
     answers = rng.standard_normal((40, 5)).astype(np.float32)
     engine = _core.Engine(unit, answers, isa)
-    packed = engine.packed
+    packed, answer_scale = engine.packed, engine.answer_scale
     assert packed.dtype == np.uint8
     assert not packed.flags.writeable
     assert packed.nbytes == engine.packed_bytes
@@ -404,7 +404,7 @@ def test_an_engine_over_packed_bytes(isa, tmp_path, rng):
     del engine
     gc.collect()
     memory = mapped(tmp_path, packed.tobytes())
-    other = _core.Engine.from_packed(memory, 40, 8, 5, 1.0, isa)
+    other = _core.Engine.from_packed(memory, 40, 8, 5, answer_scale, isa)
     # The engine holds the mapping.
     with pytest.raises(BufferError):
         memory.close()
