@@ -76,6 +76,9 @@ def cluster():
     folder = tempfile.mkdtemp(prefix="hr")  # paths of sockets are at most 107 bytes long
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Where Ray notes the latest cluster; it takes for granted that the folder is there.
+        patch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
         # For processes that connect from now on, and for this one: keep to 127.0.0.1, which Ray
         # replaces by this machine's address in its network otherwise.
         patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
