@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace headroute {
@@ -17,6 +21,16 @@ unsigned saved_registers() {
     unsigned low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
+}
+
+// Linux saves tiles for processes that ask for it, once; it may refuse, where a signal stack is too small for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 }  // namespace
@@ -35,6 +49,8 @@ CpuFeatures detect_cpu_features() {
     const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
     features.avx512 = features.avx2 && f && dq && bw && vl && zmm_saved;
     features.avx512vnni = features.avx512 && bit(ecx, 11);
+    const bool tile = bit(edx, 24), int8 = bit(edx, 25), tiles_saved = (saved & 0x60000) == 0x60000;
+    features.amx = features.avx512vnni && tile && int8 && tiles_saved && may_use_tiles();
     return features;
 }
 #else

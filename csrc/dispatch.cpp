@@ -10,6 +10,9 @@ namespace headroute {
 #if defined(HEADROUTE_HAVE_AVX512VNNI)
 extern const Kernel kernel_avx512vnni;
 #endif
+#if defined(HEADROUTE_HAVE_AMX)
+extern const Int16Kernel kernel_amx_int16;
+#endif
 #if defined(HEADROUTE_HAVE_AVX512)
 extern const Kernel kernel_avx512;
 #endif
@@ -25,9 +28,24 @@ struct Entry {
     bool runs_here;
 };
 
+#if defined(HEADROUTE_HAVE_AMX)
+const Kernel& kernel_amx() {
+    static const Kernel kernel = [] {
+        Kernel amx = kernel_avx512vnni;
+        amx.name = "amx";
+        amx.int16 = kernel_amx_int16;
+        return amx;
+    }();
+    return kernel;
+}
+#endif
+
 std::vector<Entry> kernel_table() {
-    [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
+    [[maybe_unused]] static const CpuFeatures cpu = detect_cpu_features();
     return {
+#if defined(HEADROUTE_HAVE_AMX)
+        {&kernel_amx(), cpu.amx},
+#endif
 #if defined(HEADROUTE_HAVE_AVX512VNNI)
         {&kernel_avx512vnni, cpu.avx512vnni},
 #endif

@@ -15,9 +15,10 @@ using namespace headroute;
 // its dots; NaN if there is a NaN or infinity. Rare, so plain and slow.
 template <typename Arithmetic, typename Query>
 __attribute__((noinline)) double round_awkward(const Query* from, std::size_t d, const PackedHeads& heads,
-                                               typename Arithmetic::Value* to, std::size_t strip_stride,
+                                               typename Arithmetic::Value* to, std::size_t height,
                                                double& rounding) {
     constexpr std::size_t kWidth = kStrip * Arithmetic::kValues;
+    const std::size_t plane = height * kWidth;
     const auto element = [&](std::size_t i) { return load_query_partial(from + i, 1)[0]; };
     double norm2 = 0.0, limit2 = 0.0, chain2 = 0.0, largest = 0.0;
     for (std::size_t i = 0; i < d; ++i) {
@@ -40,8 +41,8 @@ __attribute__((noinline)) double round_awkward(const Query* from, std::size_t d,
     for (std::size_t i = 0; i < round_up(d, kWidth); ++i) {
         const double x = i < d ? element(i) * scale : 0.0, rounded = __builtin_floor(x + 0.5);
         error2 += (x - rounded) * (x - rounded);
-        to[i / kWidth * strip_stride + i % kWidth] =
-            static_cast<typename Arithmetic::Value>(rounded + Arithmetic::kOrigin);
+        Arithmetic::store(to + i / kWidth * plane * Arithmetic::kPlanes + i % kWidth, plane,
+                          static_cast<std::int32_t>(rounded + Arithmetic::kOrigin));
     }
     if (norm2 == 0.0) return 0.0;
     const double length = scale * __builtin_sqrt(norm2);
@@ -64,6 +65,7 @@ class FixedPacker {
           d_(heads.query_dim),
           queries_(rows, tile),
           to_(reinterpret_cast<Value*>(tile.strips)),
+          plane_(tile.height * kWidth),
           row_scale_(rows.log2e_over_temperature / heads.centroid_scale),
           want_rounding_(rows.rounding != nullptr) {
         for (std::size_t i = 0; i < tile.height * kStrip; i += kLanes) store(tile.squares + i, zero());
@@ -106,7 +108,7 @@ class FixedPacker {
 
     HR_MEMBER void next() {
         to_ += kWidth;
-        if (queries_.advance(kWidth)) to_ += (tile_.height - n_rows_) * kWidth;
+        if (queries_.advance(kWidth)) to_ += Arithmetic::kPlanes * plane_ - n_rows_ * kWidth;
     }
 
     // ‖q‖², the largest |q|, and what 1 / S² must not be below.
@@ -150,7 +152,7 @@ class FixedPacker {
     HR_MEMBER void pack_awkward(const Query* from, std::size_t m) {
         double rounding = 0.0;
         const double inverse_length = round_awkward<Arithmetic>(
-            from, d_, heads_, reinterpret_cast<Value*>(tile_.strips) + m * kWidth, tile_.height * kWidth, rounding);
+            from, d_, heads_, reinterpret_cast<Value*>(tile_.strips) + m * kWidth, tile_.height, rounding);
         tile_.scale[m] = within_float(row_scale_ * inverse_length);
         tile_.query_rounding[m] = static_cast<float>(rounding);
     }
@@ -163,7 +165,7 @@ class FixedPacker {
         for (std::size_t j = 0; j < kWidth; j += kLanes) {
             const vfloat x = load_query(from + j);
             const vfloat biased = fma(x, scale, bias);
-            Arithmetic::store(to_ + j, (vint)biased);
+            Arithmetic::store(to_ + j, plane_, (vint)biased);
             if (!want_rounding_) continue;
             float* squares = tile_.squares + m * kStrip + j % kStrip;
             const vfloat error = fma(x, scale, bias - biased);
@@ -181,6 +183,7 @@ class FixedPacker {
     const std::size_t n_rows_, d_;
     QueryCursor<Query> queries_;
     Value* to_;
+    const std::size_t plane_;  // values
     const double row_scale_;
     const bool want_rounding_;
     std::size_t measured_ = 0;  // rows

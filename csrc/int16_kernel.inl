@@ -102,7 +102,7 @@ HR_INLINE void write_roundings(const Rows& rows, const Tile& tile) {
 
 HR_INLINE Int16Weights int16_weights(const PackedHeads& heads, float* scratch) {
     float* const pairs = scratch + weight_floats(heads, kRows);
-    return {scratch, reinterpret_cast<std::int32_t*>(pairs), pairs + weight_pairs(heads, kRows)};
+    return {scratch, reinterpret_cast<std::int32_t*>(pairs), pairs + rounded_weights(heads, kRows)};
 }
 
 // One block of a tile, projected.
@@ -129,5 +129,26 @@ std::size_t project_int16(const PackedHeads& heads, const Rows& rows, const Inte
             project_block_int16<decltype(height)::value>(heads, rows, block, tile, next, weights);
         });
 }
+
+// For shared_tile.inl.
+struct Int16Steps {
+    using Arithmetic = Int16Pairs;
+    static constexpr std::size_t kDotChain = kChainPairs;
+
+    static std::size_t pack(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
+        pack_fixed<Int16Pairs>(heads, rows, tile);
+        return check_fixed(tile);
+    }
+    template <std::size_t ROWS>
+    static void softmax(const PackedHeads& heads, const Rows& rows, const Tile& tile, float* dots, std::size_t n) {
+        softmax_int16<ROWS>(tile, int16_weights(heads, dots), n, heads.answer_dim, rows.rounding != nullptr);
+    }
+    static Product<Int16Pairs> mix(const PackedHeads& heads, const Block<std::int32_t>& block, const Tile& tile,
+                                   float* dots) {
+        const Int16Weights weights = int16_weights(heads, dots);
+        return mix_product<Int16Pairs>(heads, block, tile, weights.pairs, kChainPairs, weights.scales);
+    }
+    static void report(const Rows& rows, const Tile& tile) { write_roundings(rows, tile); }
+};
 
 }  // namespace

@@ -15,10 +15,9 @@ constexpr headroute::Kernel make_kernel(const char* name) {
             project,
             route,
             top_heads,
-            project_int16,
             project_screened,
             shared_kernel<Float32Steps>(),
-            shared_kernel<Int16Steps>()};
+            {kRows, 1, kIntChain, kWeightTotal, 0.55f, project_int16, shared_kernel<Int16Steps>()}};
 }
 
 }  // namespace

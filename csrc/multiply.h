@@ -19,7 +19,9 @@ constexpr std::size_t kPanel = 2 * kLanes;
 
 // Rows of the largest tile: kRows × 2 accumulators, 2 panel vectors and 1 broadcast fill the register file (32
 // vectors, 16 on AVX2 and SSE2). More rows also mean fewer bytes of panel from L2 for each multiplication.
-#if defined(__AVX512F__)
+#if defined(__AMX_INT8__)
+constexpr std::size_t kRows = 32;  // amx_multiply.h
+#elif defined(__AVX512F__)
 constexpr std::size_t kRows = 14;
 #elif defined(__AVX2__)
 constexpr std::size_t kRows = 6;
@@ -30,14 +32,19 @@ constexpr std::size_t kRows = 12;
 #endif
 // Tiles for what is left over: 4 rows, and 1 row (a single query) over several panels at once, because 2
 // accumulators alone would wait for the latency of the multiply-add.
+#if defined(__AMX_INT8__)
+constexpr std::size_t kFewRows = 16;
+#else
 constexpr std::size_t kFewRows = 4;
+#endif
+static_assert(kRows <= kMostRows);
 
 template <std::size_t N>
 struct Constant {
     static constexpr std::size_t value = N;
 };
 
-HR_INLINE std::size_t min(std::size_t a, std::size_t b) { return a < b ? a : b; }
+HR_INLINE constexpr std::size_t min(std::size_t a, std::size_t b) { return a < b ? a : b; }
 
 // What strips and panels hold, and what one step of a product does with it. An element is 4 bytes in both.
 struct Float32 {
@@ -55,13 +62,14 @@ struct Int16Pairs {
     HR_MEMBER static Vector multiply_add(vpair a, Vector b, Vector sum) { return add_pairs(a, b, sum); }
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
 
-    // How rows are rounded (fixed_packer.h): values in an element, the largest, what is added to them, whether sums
-    // need the heads' limits to fit, and a vector of them stored.
+    // How rows are rounded (fixed_packer.h): values in an element, planes, the largest value, what is added to them,
+    // whether sums need the heads' limits to fit, and a vector of them stored; another plane is `plane` values further.
     using Value = std::int16_t;
-    static constexpr std::size_t kValues = 2;
+    static constexpr std::size_t kValues = 2, kPlanes = 1;
     static constexpr float kLargest = 32766.0f, kOrigin = 0.0f;
     static constexpr bool kLimited = true;
-    HR_MEMBER static void store(Value* to, vint x) { store_low_halves(to, x); }
+    HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_halves(to, x); }
+    HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
 #if defined(__AVX512VNNI__)
 // Fours of int8: unsigned in the strips, which is why a row's values are moved up by 128, signed in the panels.
@@ -73,10 +81,11 @@ struct Int8Quads {
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
 
     using Value = std::uint8_t;
-    static constexpr std::size_t kValues = 4;
+    static constexpr std::size_t kValues = 4, kPlanes = 1;
     static constexpr float kLargest = 127.0f, kOrigin = 128.0f;
     static constexpr bool kLimited = false;
-    HR_MEMBER static void store(Value* to, vint x) { store_low_bytes(to, x); }
+    HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_bytes(to, x); }
+    HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
 #endif
 

@@ -22,15 +22,19 @@ namespace {
 constexpr std::size_t kBlockBytes = 800 * 1024;
 // A tile's weights stay in L1: 14 rows × 512 heads × 4 bytes = 28 KiB; int16 has them twice, in floats and in pairs,
 // 21 KiB for 256 heads (2 % faster than 192, 384 or 512 at K = 1,024 and 4,096).
-constexpr std::size_t max_block_heads(Precision precision) { return precision == Precision::int16 ? 256 : 512; }
+constexpr std::size_t max_block_heads(Precision precision) {
+    return precision == Precision::int16 ? kInt16BlockHeads : 512;
+}
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// Panels [ceil(columns / panel)][depth][panel] of element(k, column), zero beyond the last column. Returns their end.
+// Panels [ceil(columns / panel)][depth][panel] of element(k, column), zero beyond the last column; the last is half as
+// wide where that will do. Returns their end.
 template <typename Element, typename Value>
-Element* pack_panels(std::size_t depth, std::size_t columns, std::size_t lanes, Element* to, Value element) {
-    for (std::size_t first = 0; first < columns; first += 2 * lanes) {
-        const std::size_t width = columns - first <= lanes ? lanes : 2 * lanes;
+Element* pack_panels(std::size_t depth, std::size_t columns, std::size_t panel, std::size_t lanes, Element* to,
+                     Value element) {
+    for (std::size_t first = 0; first < columns; first += panel) {
+        const std::size_t width = columns - first <= lanes ? lanes : panel;
         const std::size_t used = std::min(width, columns - first);
         for (std::size_t k = 0; k < depth; ++k, to += width) {
             for (std::size_t c = 0; c < used; ++c) to[c] = element(k, first + c);
@@ -47,11 +51,13 @@ PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t 
                                : precision == Precision::int16 ? 2
                                                                : kernel.screen_values;
     const std::size_t columns = precision == Precision::screened ? query_dim : query_dim + answer_dim;
+    const std::size_t planes = precision == Precision::int16 ? kernel.int16.planes : 1;
     const std::size_t fit = kBlockBytes / sizeof(float) * values / columns;
     const std::size_t largest = std::clamp(fit / panel * panel, panel, max_block_heads(precision));
     PackedHeads layout{};
     layout.precision = precision;
-    layout.values = values;
+    layout.values = values * planes;
+    layout.planes = planes;
     layout.n_heads = layout.block_heads = n_heads;
     layout.query_dim = query_dim;
     layout.answer_dim = answer_dim;
@@ -98,9 +104,11 @@ void pack_float32(const float* centroids, const float* answers, const Kernel& ke
     for (std::size_t first = 0; first < packed.n_heads; first += packed.block_heads) {
         const std::size_t n = std::min(packed.block_heads, packed.n_heads - first);
         const float* c = centroids + first * d;
-        to = pack_panels(d, n, kernel.lanes, to, [&](std::size_t i, std::size_t k) { return c[k * d + i]; });
+        const std::size_t lanes = kernel.lanes;
+        to = pack_panels(d, n, 2 * lanes, lanes, to, [&](std::size_t i, std::size_t k) { return c[k * d + i]; });
         const float* a = answers + first * e;
-        to = pack_panels(n, e, kernel.lanes, to, [&](std::size_t k, std::size_t i) { return a[k * e + i] * factor; });
+        to = pack_panels(n, e, 2 * lanes, lanes, to,
+                         [&](std::size_t k, std::size_t i) { return a[k * e + i] * factor; });
     }
 }
 
@@ -127,6 +135,19 @@ void visit_chains(std::size_t d, Value value, Visit visit) {
 std::int32_t pair(double low, double high) {
     const auto half = [](double x) { return std::uint32_t{static_cast<std::uint16_t>(static_cast<std::int16_t>(x))}; };
     return static_cast<std::int32_t>(half(low) | half(high) << 16);
+}
+
+// Element `index` of a row of integers that fit an int16, from value(0), value(1), …; in both layouts of them.
+template <typename Value>
+std::int32_t int16_element(const PackedHeads& layout, std::size_t index, Value value) {
+    if (layout.planes == 1) return pair(value(2 * index), value(2 * index + 1));
+    const std::size_t strip = index / kStrip;
+    const int shift = strip % 2 == 0 ? 0 : 8;
+    const std::size_t first = (strip / 2 * kStrip + index % kStrip) * 4;
+    std::uint32_t bytes = 0;
+    for (std::size_t j = 0; j < 4; ++j)
+        bytes |= std::uint32_t{static_cast<std::uint8_t>(static_cast<int>(value(first + j)) >> shift)} << 8 * j;
+    return static_cast<std::int32_t>(bytes);
 }
 
 // Values [K, columns] less `origin`, times `scale`, as the nearest int16.
@@ -165,8 +186,10 @@ class FixedPoint {
 constexpr double kInt32Range = 2147483647.0;
 constexpr double kComfortable = 46300.0;  // its root, less what rounding may add to a norm
 
-// Chooses the centroids' scale, and what it leaves for queries in each chain.
-double choose_scales(const FixedPoint& centered, std::size_t n_heads, std::size_t d, std::vector<float>& limits) {
+// Chooses the centroids' scale, and what it leaves for queries in each chain: no limit, where bytes are multiplied,
+// whose sums fit anyway.
+double choose_scales(const FixedPoint& centered, std::size_t n_heads, std::size_t d, bool limited,
+                     std::vector<float>& limits) {
     double largest_chain = 0.0, largest = 0.0;
     for (std::size_t k = 0; k < n_heads; ++k) {
         const auto value = [&](std::size_t i) { return centered.exact(k, i); };
@@ -174,15 +197,16 @@ double choose_scales(const FixedPoint& centered, std::size_t n_heads, std::size_
         for (std::size_t i = 0; i < d; ++i) largest = std::max(largest, std::fabs(value(i)));
     }
     // One head is its own mean: nothing is left to compare.
-    const double scale = largest == 0.0 ? 1.0
-                                        : std::min(kComfortable / std::sqrt(largest_chain),
-                                                   static_cast<double>(kLargestInt16 - 1) / largest);
-    std::vector<double> chain_norms(divide_up(d, kIntChain), 0.0);
+    if (largest == 0.0) largest = largest_chain = 1.0;
+    const double by_largest = static_cast<double>(kLargestInt16 - 1) / largest;
+    limits.assign(divide_up(d, kIntChain), 0.0f);
+    if (!limited) return by_largest;
+    const double scale = std::min(kComfortable / std::sqrt(largest_chain), by_largest);
+    std::vector<double> chain_norms(limits.size(), 0.0);
     for (std::size_t k = 0; k < n_heads; ++k)
         visit_chains(
             d, [&](std::size_t i) { return std::nearbyint(centered.exact(k, i) * scale); },
             [&](std::size_t chain, double s) { chain_norms[chain] = std::max(chain_norms[chain], std::sqrt(s)); });
-    limits.resize(chain_norms.size());
     for (std::size_t g = 0; g < limits.size(); ++g) {
         // Rounding moves a query's chain by at most √kIntChain / 2.
         const double limit = kInt32Range / std::max(chain_norms[g], 1.0) - std::sqrt(double{kIntChain}) / 2;
@@ -198,8 +222,8 @@ void pack_int16(const float* centroids, const float* answers, const Kernel& kern
     const std::vector<double> mean_centroid = mean_row(centroids, n_heads, d);
     const std::vector<double> mean_answer = mean_row(answers, n_heads, e);
 
-    packed.centroid_scale =
-        choose_scales(FixedPoint(centroids, d, mean_centroid.data(), 1.0), n_heads, d, heads.inverse_limits);
+    packed.centroid_scale = choose_scales(FixedPoint(centroids, d, mean_centroid.data(), 1.0), n_heads, d,
+                                          packed.planes == 1, heads.inverse_limits);
     packed.inverse_limits = heads.inverse_limits.data();
     const double largest = largest_element(answers, n_heads * e);
     packed.answer_scale =
@@ -211,18 +235,19 @@ void pack_int16(const float* centroids, const float* answers, const Kernel& kern
     auto* to = reinterpret_cast<std::int32_t*>(heads.data.get());
     for (std::size_t first = 0; first < n_heads; first += packed.block_heads) {
         const std::size_t n = std::min(packed.block_heads, n_heads - first);
-        to = pack_panels(divide_up(d, 2), n, kernel.lanes, to, [&](std::size_t i, std::size_t k) {
-            const double second = 2 * i + 1 < d ? c.rounded(first + k, 2 * i + 1) : 0.0;
-            return pair(c.rounded(first + k, 2 * i), second);
+        const std::size_t lanes = kernel.lanes, panel = packed.planes == 1 ? 2 * lanes : lanes;
+        to = pack_panels(elements(packed, d), n, panel, lanes, to, [&](std::size_t index, std::size_t k) {
+            return int16_element(packed, index, [&](std::size_t i) { return i < d ? c.rounded(first + k, i) : 0.0; });
         });
-        to = pack_panels(divide_up(n, 2), e, kernel.lanes, to, [&](std::size_t k, std::size_t i) {
-            const double second = 2 * k + 1 < n ? a.rounded(first + 2 * k + 1, i) : 0.0;
-            return pair(a.rounded(first + 2 * k, i), second);
+        to = pack_panels(elements(packed, n), e, panel, lanes, to, [&](std::size_t index, std::size_t i) {
+            return int16_element(packed, index, [&](std::size_t k) { return k < n ? a.rounded(first + k, i) : 0.0; });
         });
     }
 
     const FixedPoint around_mean(answers, e, mean_answer.data(), 1.0);
     double answer_norm = 0.0;
+    rounding.weight_chain = kernel.int16.weight_chain;
+    rounding.weight_total = static_cast<double>(kernel.int16.weight_total);
     rounding.query_scale = std::numeric_limits<double>::infinity();
     for (std::size_t k = 0; k < n_heads; ++k) {
         rounding.centroid_norm = std::max(rounding.centroid_norm, c.norm(k));
@@ -278,14 +303,15 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
             for (std::size_t i = 0; i < d; ++i) largest = std::max(largest, std::fabs(centered.exact(k, i)));
         packed.centroid_scale = largest == 0.0 ? 1.0 : 127.0 / largest;
     } else {
-        packed.centroid_scale = choose_scales(centered, n_heads, d, heads.inverse_limits);
+        packed.centroid_scale = choose_scales(centered, n_heads, d, true, heads.inverse_limits);
         packed.inverse_limits = heads.inverse_limits.data();
     }
     const FixedPoint c(centroids, d, mean_centroid.data(), packed.centroid_scale);
     auto* to = reinterpret_cast<std::int32_t*>(heads.data.get());
     for (std::size_t first = 0; first < n_heads; first += packed.block_heads) {
         const std::size_t n = std::min(packed.block_heads, n_heads - first);
-        to = pack_panels(divide_up(d, packed.values), n, kernel.lanes, to, [&](std::size_t element, std::size_t k) {
+        const std::size_t lanes = kernel.lanes;
+        to = pack_panels(divide_up(d, packed.values), n, 2 * lanes, lanes, to, [&](std::size_t element, std::size_t k) {
             const auto value = [&](std::size_t j) {
                 const std::size_t i = element * packed.values + j;
                 return i < d ? c.rounded(heads.search_order[first + k], i) : 0.0;

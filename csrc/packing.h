@@ -26,6 +26,8 @@ struct HeadRounding {
     double answer_radius = 0;      // the largest ‖a - mean a‖, relative
     double answer_rounding = 0;    // the largest ‖a - packed a‖, relative
     double query_scale = 0;        // ‖q16‖ if centroids were queries, the smallest; screened: the mean
+    std::size_t weight_chain = 0;  // int16: as of Int16Kernel
+    double weight_total = 0;
 };
 
 // Everything that a kernel needs to know of heads, and the memory behind it.

@@ -24,16 +24,25 @@ enum class Precision { float32, int16, screened };
 constexpr std::size_t kIntChain = 128;
 constexpr std::size_t kLargestInt16 = 32767;
 
+// Heads of an int16 block, at most.
+constexpr std::size_t kInt16BlockHeads = 256;
+
+// Rows of the largest tile of any kernel.
+constexpr std::size_t kMostRows = 32;
+
 // Heads as a kernel reads them. Elements are 4 bytes: a float, a pair of int16 or four int8. Block b covers heads
 // [b * block_heads, …) and is one contiguous run of elements:
-//   centroids  [ceil(heads / panel)][query_dim / values][panel]
-//   answers    [ceil(answer_dim / panel)][heads / values][panel]     (not when screened)
-// A panel is 2 vectors wide; a last panel that would be at most half full is stored 1 vector wide. What is beyond the
-// end is zero.
+//   centroids  [ceil(heads / panel)][elements(query_dim)][panel]
+//   answers    [ceil(answer_dim / panel)][elements(heads)][panel]     (not when screened)
+// Elements along a row are its values, `values` an element; in two planes, 64 values are 16 elements of their low
+// bytes, unsigned, and 16 of their high bytes.
+// A panel is 2 vectors wide, or 1 with two planes; a last panel that would be at most half full is stored 1 vector
+// wide. What is beyond the end is zero.
 struct PackedHeads {
     const void* data;  // 64-byte aligned
     Precision precision;
     std::size_t values;       // in an element: 1 for float32, 2 for int16; screened: Kernel::screen_values
+    std::size_t planes;       // 2: int16 as bytes, 4 in an element; else 1
     std::size_t n_heads;      // K
     std::size_t query_dim;    // d
     std::size_t answer_dim;   // e
@@ -44,7 +53,7 @@ struct PackedHeads {
     //          adds the same to all cosines of a query, which softmax does not see.
     float answer_scale;
     double centroid_scale;
-    // int16: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a chain exceeds the
+    // int16 in one plane: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a chain exceeds the
     // chain's 1 / inverse_limit: then |q16 · c16| < 2^31 over the chain for every head (Cauchy-Schwarz).
     const float* inverse_limits;
     // screened: the largest ‖ĉ - μ‖ and the largest error of its rounding; what is to be subtracted from a head's dots
@@ -118,6 +127,18 @@ struct SharedKernel {
                    float* scratch, const Interrupt&) noexcept;
 };
 
+// int16 as an instruction set does it best. No more than `weight_chain` heads have their weights rounded together,
+// to integers of which the largest is, or all add up to, about `weight_total`.
+struct Int16Kernel {
+    std::size_t max_rows;  // rows of the largest tile
+    std::size_t planes;
+    std::size_t weight_chain;
+    float weight_total;
+    float cost;  // of a row beside float32, at K = 256 and above
+    std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
+    SharedKernel shared;
+};
+
 struct Kernel {
     const char* name;
     std::size_t lanes;          // floats in a vector; a panel is 2 vectors
@@ -127,13 +148,18 @@ struct Kernel {
     std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*route)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*top_heads)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
-    std::size_t (*project_int16)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*project_screened)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
-    SharedKernel shared_float32, shared_int16;
+    SharedKernel shared_float32;
+    Int16Kernel int16;
+
+    std::size_t tile_rows(Precision precision) const { return precision == Precision::int16 ? int16.max_rows : max_rows; }
 };
 
 // `n` values in elements.
-constexpr std::size_t elements(const PackedHeads& h, std::size_t n) { return divide_up(n, h.values); }
+constexpr std::size_t elements(const PackedHeads& h, std::size_t n) {
+    const std::size_t of_a_plane = divide_up(n, h.values);
+    return h.planes == 1 ? of_a_plane : h.planes * round_up(of_a_plane, kStrip);
+}
 
 // Elements in a block of `heads` heads: its centroids, and all of it.
 constexpr std::size_t centroid_elements(const PackedHeads& h, std::size_t heads, std::size_t lanes) {
@@ -151,7 +177,7 @@ constexpr std::size_t sum_stride(std::size_t answer_dim) { return round_up(answe
 constexpr std::size_t candidate_capacity(std::size_t n_heads) { return 2 * kept_limit(n_heads); }
 
 // Numbers that a tile has of its rows, 8 of each.
-constexpr std::size_t kSlotNumbers = 8 * kStrip;
+constexpr std::size_t kSlotNumbers = 8 * kMostRows;
 
 // A tile's slot: queries in strips, sums, squares, and numbers; screened: candidates. Every part is 64-byte aligned.
 constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
@@ -165,11 +191,11 @@ constexpr std::size_t tile_slots(const PackedHeads& h, std::size_t pass_rows, st
     return h.n_blocks == 1 ? 2 : pass_rows / max_rows + 1;
 }
 
-// One tile of weights; then, with int16, the same in pairs, and a scale for every row and chain.
+// One tile of weights; then, with int16, the same rounded, and a scale for every row and chain.
 constexpr std::size_t weight_floats(const PackedHeads& h, std::size_t max_rows) {
     return max_rows * round_up(h.block_heads, 2 * kStrip);
 }
-constexpr std::size_t weight_pairs(const PackedHeads& h, std::size_t max_rows) {
+constexpr std::size_t rounded_weights(const PackedHeads& h, std::size_t max_rows) {
     return h.precision == Precision::int16 ? max_rows * round_up(elements(h, h.block_heads), kStrip) : 0;
 }
 constexpr std::size_t weight_scales(const PackedHeads& h, std::size_t max_rows) {
@@ -186,14 +212,14 @@ constexpr std::size_t shared_tile_floats(const PackedHeads& h, std::size_t max_r
     return slot_floats(h, max_rows) + h.n_blocks * weight_floats(h, max_rows);
 }
 constexpr std::size_t shared_scratch_floats(const PackedHeads& h, std::size_t max_rows) {
-    return slot_floats(h, max_rows) + weight_floats(h, max_rows) + weight_pairs(h, max_rows) +
+    return slot_floats(h, max_rows) + weight_floats(h, max_rows) + rounded_weights(h, max_rows) +
            weight_scales(h, max_rows);
 }
 
 // Scratch of one thread: the slots, and the weights of one tile.
 constexpr std::size_t scratch_floats(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
     return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) + weight_floats(h, max_rows) +
-           weight_pairs(h, max_rows) + weight_scales(h, max_rows) + query_floats(h);
+           rounded_weights(h, max_rows) + weight_scales(h, max_rows) + query_floats(h);
 }
 
 }  // namespace headroute

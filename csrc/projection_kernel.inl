@@ -373,4 +373,25 @@ std::size_t top_heads(const PackedHeads& heads, const Rows& rows, const Interrup
         });
 }
 
+// For shared_tile.inl.
+struct Float32Steps {
+    using Arithmetic = Float32;
+    static constexpr std::size_t kDotChain = kChain;
+
+    static std::size_t pack(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
+        pack_tile(heads, rows, tile);
+        return measure_queries(rows, heads.query_dim, tile);
+    }
+    template <std::size_t ROWS>
+    static void softmax(const PackedHeads& heads, const Rows& rows, const Tile& tile, float* weights, std::size_t n) {
+        softmax_block<ROWS>(tile, weights, n, heads.answer_dim, rows.stats != nullptr);
+    }
+    static Product<Float32> mix(const PackedHeads& heads, const Block<float>& block, const Tile& tile, float* weights) {
+        return mix_product<Float32>(heads, block, tile, weights, block.heads, nullptr);
+    }
+    static void report(const Rows& rows, const Tile& tile) {
+        if (rows.stats != nullptr) write_stats(rows, tile);
+    }
+};
+
 }  // namespace

@@ -18,46 +18,8 @@ namespace {
 
 using namespace headroute;
 
-// What differs between the precisions: the two products, and what is between them.
-struct Float32Steps {
-    using Arithmetic = Float32;
-    static constexpr std::size_t kDotChain = kChain;
-
-    static std::size_t pack(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
-        pack_tile(heads, rows, tile);
-        return measure_queries(rows, heads.query_dim, tile);
-    }
-    template <std::size_t ROWS>
-    static void softmax(const PackedHeads& heads, const Rows& rows, const Tile& tile, float* weights, std::size_t n) {
-        softmax_block<ROWS>(tile, weights, n, heads.answer_dim, rows.stats != nullptr);
-    }
-    static Product<Float32> mix(const PackedHeads& heads, const Block<float>& block, const Tile& tile, float* weights) {
-        return mix_product<Float32>(heads, block, tile, weights, block.heads, nullptr);
-    }
-    static void report(const Rows& rows, const Tile& tile) {
-        if (rows.stats != nullptr) write_stats(rows, tile);
-    }
-};
-
-struct Int16Steps {
-    using Arithmetic = Int16Pairs;
-    static constexpr std::size_t kDotChain = kChainPairs;
-
-    static std::size_t pack(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
-        pack_fixed<Int16Pairs>(heads, rows, tile);
-        return check_fixed(tile);
-    }
-    template <std::size_t ROWS>
-    static void softmax(const PackedHeads& heads, const Rows& rows, const Tile& tile, float* dots, std::size_t n) {
-        softmax_int16<ROWS>(tile, int16_weights(heads, dots), n, heads.answer_dim, rows.rounding != nullptr);
-    }
-    static Product<Int16Pairs> mix(const PackedHeads& heads, const Block<std::int32_t>& block, const Tile& tile,
-                                   float* dots) {
-        const Int16Weights weights = int16_weights(heads, dots);
-        return mix_product<Int16Pairs>(heads, block, tile, weights.pairs, kChainPairs, weights.scales);
-    }
-    static void report(const Rows& rows, const Tile& tile) { write_roundings(rows, tile); }
-};
+// What differs between the precisions is in their kernels' Steps: how a tile is packed, the two products, and what is
+// between them.
 
 HR_INLINE Tile whole_tile(const PackedHeads& heads, float* scratch, std::size_t n) {
     return make_tile(heads, scratch, 0, 0, n, n == 1 ? 1 : n <= kFewRows ? kFewRows : kRows);

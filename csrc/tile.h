@@ -40,13 +40,13 @@ HR_INLINE Tile make_tile(const PackedHeads& heads, float* scratch, std::size_t s
     tile.sums = tile.strips + kRows * round_up(elements(heads, heads.query_dim), kStrip);
     tile.squares = tile.sums + kRows * sum_stride(heads.answer_dim);
     tile.scale = tile.squares + kRows * kStrip;
-    tile.maximum = tile.scale + kStrip;
-    tile.weight_sum = tile.maximum + kStrip;
-    tile.weight_log = tile.weight_sum + kStrip;
-    tile.inverse_norm = tile.weight_log + kStrip;
-    tile.query_rounding = tile.inverse_norm + kStrip;
-    tile.weight_rounding = tile.query_rounding + kStrip;
-    tile.candidates = tile.weight_rounding + kStrip;
+    tile.maximum = tile.scale + kMostRows;
+    tile.weight_sum = tile.maximum + kMostRows;
+    tile.weight_log = tile.weight_sum + kMostRows;
+    tile.inverse_norm = tile.weight_log + kMostRows;
+    tile.query_rounding = tile.inverse_norm + kMostRows;
+    tile.weight_rounding = tile.query_rounding + kMostRows;
+    tile.candidates = tile.weight_rounding + kMostRows;
     return tile;
 }
 

@@ -92,11 +92,17 @@ HR_INLINE vfloat max(vfloat a, vfloat b) {
 }
 
 // The low 8 bits of every lane.
+#if defined(__AVX512F__)  // GCC 12 takes the conversion of a vector apart, lane by lane
+HR_INLINE void store_low_bytes(std::uint8_t* p, vint v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
+}
+#else
 typedef std::uint8_t vbyte __attribute__((vector_size(kLanes)));
 HR_INLINE void store_low_bytes(std::uint8_t* p, vint v) {
     const vbyte low = __builtin_convertvector(v, vbyte);
     __builtin_memcpy(p, &low, sizeof low);
 }
+#endif
 
 // The first n lanes; the others are `rest`, or not written.
 #if defined(__AVX512F__)

@@ -226,7 +226,7 @@ def test_plans(isa, rng):
 
 
 def test_int16_heads_are_packed_when_needed(isa, rng):
-    router = Router(rng.standard_normal((70, 64)), rng.standard_normal((70, 64)))
+    router = Router(rng.standard_normal((128, 64)), rng.standard_normal((128, 64)))
     assert "int16_packed_bytes" not in router.backend_info
     loose = Router(router.centroids, router.answers, tolerance=0.05)
     assert loose.plan().precision == "int16"

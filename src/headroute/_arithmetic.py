@@ -165,7 +165,8 @@ class Arithmetic:
     def _int16_errors(self) -> Int16Errors:
         assert self._int16 is not None
         n_heads, d = self._centroids.shape
-        return Int16Errors(self._int16.get().rounding, n_heads, d, self._underflow)
+        heads = self._int16.get()
+        return Int16Errors(heads.rounding, n_heads, d, self._underflow, heads.cost)
 
     def _screened_errors(self) -> ScreenedErrors:
         assert self._screened is not None

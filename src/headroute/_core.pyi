@@ -19,6 +19,8 @@ class HeadRounding(TypedDict):
     answer_radius: float
     answer_rounding: float
     query_scale: float
+    weight_chain: int
+    weight_total: float
 
 class PackedLayout(TypedDict):
     version: int
@@ -77,3 +79,5 @@ class Engine:
     def packed_bytes(self) -> int: ...
     @property
     def rounding(self) -> HeadRounding: ...
+    @property
+    def int16_cost(self) -> float: ...

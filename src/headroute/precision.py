@@ -34,11 +34,9 @@ U = 2.0**-24  # float32's unit roundoff
 PRECISIONS = ("float32", "int16", "screened")
 
 # The layout of sums in csrc/: dot products in chains of 96, weighted sums in blocks of at most 512
-# heads, sums of weights in chains shorter than that; int16 sums in chains of 128.
+# heads, sums of weights in chains shorter than that.
 _DOT_CHAIN = 96
 _HEAD_BLOCK = 512
-_INT_CHAIN = 128
-_WEIGHT_TOTAL = 32760  # kWeightTotal: what the rounded weights of a chain add up to
 _LARGEST_INT16 = 32767
 
 # int16 is chosen for what its bounds are on ordinary queries; rows that are worse than the
@@ -51,9 +49,6 @@ _FEWEST_HEADS = 32
 
 # And below this many there is too little to leave out.
 _FEWEST_SEARCHED = 512
-# What a row costs beside float32, where it is not predicted from the heads: measured at K = 256 and
-# above.
-_INT16_COST = 0.55
 # screened is taken when it is predicted to be this much faster than the next best; the prediction
 # is for queries like the heads.
 _SCREENED_LEAD = 0.9
@@ -84,6 +79,8 @@ class HeadRounding(NamedTuple):
     answer_radius: float
     answer_rounding: float
     query_scale: float
+    weight_chain: int
+    weight_total: float
 
 
 def underflow(answers: Float32) -> float:
@@ -142,7 +139,10 @@ class Screening(NamedTuple):
 class Int16Errors:
     """What int16 arithmetic may do to queries of `d` columns, projected through packed heads."""
 
-    def __init__(self, heads: HeadRounding, n_heads: int, d: int, underflow: float) -> None:
+    def __init__(
+        self, heads: HeadRounding, n_heads: int, d: int, underflow: float, cost: float
+    ) -> None:
+        self.cost = cost  # of a row, beside float32
         self._heads = heads
         self._n_heads = n_heads
         self._d = d
@@ -156,18 +156,18 @@ class Int16Errors:
     def worst(self, temperature: float) -> float:
         """The bound of any finite query: all of its length in one column, every rounding a half."""
         r_q = 0.5 * math.sqrt(self._d) / (0.99999 * (_LARGEST_INT16 - 1))
-        r_w = 0.5 * self._chain / _WEIGHT_TOTAL
+        r_w = 0.5 * self._chain / self._heads.weight_total
         # Measured, it may come out a few ulp larger.
         return 1.00001 * float(self._bound(temperature, r_q, r_w))
 
     def ordinary(self, temperature: float) -> float:
         """A bound that ordinary queries stay below: like the centroids, roundings all over [0, ½].
 
-        The mean square of a rounding is 1/12 and its mean ¼; sums of d and 128 of them stay within
-        a few standard deviations of that.
+        The mean square of a rounding is 1/12 and its mean ¼; sums of d and of a chain of them stay
+        within a few standard deviations of that.
         """
         r_q = (math.sqrt(self._d / 12) + 1.0) / self._heads.query_scale
-        r_w = (0.25 * self._chain + 0.7 * math.sqrt(self._chain)) / _WEIGHT_TOTAL
+        r_w = (0.25 * self._chain + 0.7 * math.sqrt(self._chain)) / self._heads.weight_total
         return float(self._bound(temperature, r_q, r_w))
 
     def expected(self, temperature: float) -> float:
@@ -177,13 +177,13 @@ class Int16Errors:
             heads.centroid_norm / heads.query_scale / math.sqrt(12),
             heads.centroid_rounding / math.sqrt(self._d),
         )
-        weights = math.sqrt(self._chain / 12) / _WEIGHT_TOTAL
+        weights = math.sqrt(self._chain / 12) / heads.weight_total
         logits = min(1.0, cosine / temperature) * heads.answer_radius
         return math.hypot(logits, weights, heads.answer_rounding)
 
     @property
     def _chain(self) -> int:
-        return min(self._n_heads, _INT_CHAIN)
+        return min(self._n_heads, self._heads.weight_chain)
 
     def _bound(self, temperature: float, r_q: npt.ArrayLike, r_w: npt.ArrayLike) -> Any:
         bound = int16_bound(self._heads, self._n_heads, self._d, temperature, r_q, r_w)
@@ -282,7 +282,7 @@ def choose(
     int16_will_do = worst <= tolerance or ordinary <= _ROOM * tolerance
     prospects = screening(temperature) if n_heads >= _FEWEST_SEARCHED else None
     if prospects is not None and prospects.cost < _SCREENED_LEAD * (
-        _INT16_COST if int16_will_do else 1.0
+        errors.cost if int16_will_do else 1.0
     ):
         reason = (
             f"queries like the heads keep {prospects.kept:.2g} of them and take about "

@@ -53,10 +53,12 @@ class Int16Heads(Protocol):
     """Heads in 16-bit fixed point, of a backend that has them.
 
     `project` is that of `Heads`; with `rounding`, float32 (n, 2), it also writes what
-    `headroute.precision.Int16Errors.bounds` needs to know of every query.
+    `headroute.precision.Int16Errors.bounds` needs to know of every query. `cost` is about what a
+    row takes beside float32.
     """
 
     rounding: HeadRounding
+    cost: float
     packed_bytes: int
 
     def project(

@@ -120,6 +120,7 @@ class Int16Heads:
         self.project = self._engine.project
         self.project_one = self._engine.project_one
         self.rounding = HeadRounding(**self._engine.rounding)
+        self.cost = self._engine.int16_cost
         self.packed_bytes = self._engine.packed_bytes
 
 
