@@ -33,7 +33,8 @@ const Kernel& kernel_amx() {
     static const Kernel kernel = [] {
         Kernel amx = kernel_avx512vnni;
         amx.name = "amx";
-        amx.int16 = kernel_amx_int16;
+        amx.int16_of_many = kernel_amx_int16;
+        amx.many_heads = 64;  // fewer leave tiles too empty: 0.43 of VNNI's speed at K = 16, 1.2 at 64, 2 at 256
         return amx;
     }();
     return kernel;

@@ -90,8 +90,8 @@ Rows rows_of(const Batch& batch, std::size_t columns, std::size_t first, std::si
 // Units are taken in order, so whoever waits for a tile's blocks waits for work that has begun.
 void run_shared(const PackedHeads& heads, const Kernel& kernel, const Batch& batch, std::size_t n_threads,
                 Ending& ending) {
-    const std::size_t height = kernel.tile_rows(heads.precision), n_tiles = divide_up(batch.n, height);
-    const SharedKernel& steps = heads.precision == Precision::int16 ? kernel.int16.shared : kernel.shared_float32;
+    const std::size_t height = kernel.tile_rows(heads), n_tiles = divide_up(batch.n, height);
+    const SharedKernel& steps = heads.precision == Precision::int16 ? kernel.int16(heads.n_heads).shared : kernel.shared_float32;
     struct SharedTile {
         float* dots;
         Rows rows;
@@ -148,7 +148,7 @@ bool Engine::one_thread(Task task, std::size_t n) const {
 Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& interrupted) const {
     if (batch.n == 0) return {kNoBadRow, false};
     const PackedHeads& heads = heads_.packed;
-    const std::size_t height = kernel_.tile_rows(heads.precision);
+    const std::size_t height = kernel_.tile_rows(heads);
     const std::size_t columns = task == Task::project ? heads.answer_dim
                                 : task == Task::route ? heads.n_heads
                                                       : batch.top.k;
@@ -187,7 +187,7 @@ Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& 
 
     const auto compute = task == Task::route                      ? kernel_.route
                          : task == Task::top_heads                ? kernel_.top_heads
-                         : heads.precision == Precision::int16    ? kernel_.int16.project
+                         : heads.precision == Precision::int16    ? kernel_.int16(heads.n_heads).project
                          : heads.precision == Precision::screened ? kernel_.project_screened
                                                                   : kernel_.project;
     const std::size_t out_bytes = batch.n * columns * (batch.out.half ? 2 : 4);

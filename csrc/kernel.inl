@@ -8,6 +8,8 @@
 namespace {
 
 constexpr headroute::Kernel make_kernel(const char* name) {
+    constexpr headroute::Int16Kernel int16 = {
+        kRows, 1, kIntChain, kWeightTotal, 0.55f, project_int16, shared_kernel<Int16Steps>()};
     return {name,
             kLanes,
             kRows,
@@ -17,7 +19,9 @@ constexpr headroute::Kernel make_kernel(const char* name) {
             top_heads,
             project_screened,
             shared_kernel<Float32Steps>(),
-            {kRows, 1, kIntChain, kWeightTotal, 0.55f, project_int16, shared_kernel<Int16Steps>()}};
+            int16,
+            int16,
+            0};
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t 
                                : precision == Precision::int16 ? 2
                                                                : kernel.screen_values;
     const std::size_t columns = precision == Precision::screened ? query_dim : query_dim + answer_dim;
-    const std::size_t planes = precision == Precision::int16 ? kernel.int16.planes : 1;
+    const std::size_t planes = precision == Precision::int16 ? kernel.int16(n_heads).planes : 1;
     const std::size_t fit = kBlockBytes / sizeof(float) * values / columns;
     const std::size_t largest = std::clamp(fit / panel * panel, panel, max_block_heads(precision));
     PackedHeads layout{};
@@ -246,8 +246,8 @@ void pack_int16(const float* centroids, const float* answers, const Kernel& kern
 
     const FixedPoint around_mean(answers, e, mean_answer.data(), 1.0);
     double answer_norm = 0.0;
-    rounding.weight_chain = kernel.int16.weight_chain;
-    rounding.weight_total = static_cast<double>(kernel.int16.weight_total);
+    rounding.weight_chain = kernel.int16(n_heads).weight_chain;
+    rounding.weight_total = static_cast<double>(kernel.int16(n_heads).weight_total);
     rounding.query_scale = std::numeric_limits<double>::infinity();
     for (std::size_t k = 0; k < n_heads; ++k) {
         rounding.centroid_norm = std::max(rounding.centroid_norm, c.norm(k));

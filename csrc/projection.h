@@ -150,9 +150,13 @@ struct Kernel {
     std::size_t (*top_heads)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*project_screened)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     SharedKernel shared_float32;
-    Int16Kernel int16;
+    Int16Kernel int16_of_few, int16_of_many;  // by the number of heads
+    std::size_t many_heads;
 
-    std::size_t tile_rows(Precision precision) const { return precision == Precision::int16 ? int16.max_rows : max_rows; }
+    const Int16Kernel& int16(std::size_t n_heads) const { return n_heads < many_heads ? int16_of_few : int16_of_many; }
+    std::size_t tile_rows(const PackedHeads& heads) const {
+        return heads.precision == Precision::int16 ? int16(heads.n_heads).max_rows : max_rows;
+    }
 };
 
 // `n` values in elements.

@@ -278,6 +278,7 @@ def test_a_daemon_thread_may_outlive_the_interpreter():
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 FLAGS = {
     "avx512vnni": [*AVX512, "-mavx512vnni"],
+    "amx": [*AVX512, "-mavx512vnni"],  # one text for both
     "avx512": AVX512,
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
