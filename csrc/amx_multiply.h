@@ -45,6 +45,22 @@ struct BytePlanes {
     }
 };
 
+// int8, for a search: a product leaves int32 where floats are left elsewhere.
+struct SignedBytes {
+    using Element = std::int32_t;
+
+    using Value = std::int8_t;
+    static constexpr std::size_t kValues = 4, kPlanes = 1;
+    static constexpr float kLargest = 127.0f, kOrigin = 0.0f;
+    static constexpr bool kLimited = false;
+    static constexpr std::size_t kStep = kStrip;
+    HR_MEMBER static vfloat dots(const float* p) { return to_float(load(reinterpret_cast<const std::int32_t*>(p))); }
+    HR_MEMBER static void store(Value* to, std::size_t, vint x) {
+        store_low_bytes(reinterpret_cast<std::uint8_t*>(to), x);
+    }
+    HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
+};
+
 // Tiles: two sets of sums, high · high and middle, of which one is added up while the other is stored; the sum of low ·
 // low, stored before it is needed again; two of strips, one of panels.
 enum TileName { kHigh, kMiddle, kSet, kLow = 2 * kSet, kHighRows, kLowRows, kPanelTile, kTiles };
@@ -198,6 +214,59 @@ HR_INLINE void multiply(const Product<BytePlanes<SIGNED_ROWS>>& product, Beside 
     else
         stored.template take<kSet>();
     for (std::size_t m = 0; m < kHeight; ++m) stored.put_row(m, other);
+    done(columns);
+    release_tiles();
+}
+
+// 16 columns of the product of int8: ROWS rows, on the set of one or two tiles at SET. Beside it the other set, complete
+// since the call before, goes to `other` if that is not null.
+template <int SET, std::size_t ROWS, typename Beside>
+HR_INLINE void multiply_bytes(const std::int32_t* strips, const std::int32_t* panel, std::size_t depth, float* other,
+                              Beside beside) {
+    constexpr bool kTwo = ROWS > kTileRows;
+    tile_zero<SET>();
+    if constexpr (kTwo) tile_zero<SET + 1>();
+    for (std::size_t k = 0; k < depth; k += kStrip, strips += ROWS * kStrip, panel += kStrip * kStrip) {
+        tile_load<kPanelTile>(panel);
+        tile_load<kHighRows>(strips);
+        HR_TILE_PRODUCT("tdpbssd", SET, kHighRows);
+        beside();
+        if constexpr (kTwo) {
+            tile_load<kLowRows>(strips + kTileRows * kStrip);
+            HR_TILE_PRODUCT("tdpbssd", SET + 1, kLowRows);
+            beside();
+        }
+        if (k == 0 && other != nullptr) {
+            tile_store<kSet - SET>(other);
+            if constexpr (kTwo) tile_store<kSet - SET + 1>(other + kTileRows * kStrip);
+        }
+    }
+}
+
+// As multiply() of multiply.h, to a target of strips of ROWS rows, as int32.
+template <std::size_t ROWS, typename Beside, typename Done>
+HR_INLINE void multiply(const Product<SignedBytes>& product, Beside beside, Done done) {
+    configure_tiles(min(ROWS, kTileRows));
+    const auto [strips, panels, depth, chain, columns, target] = product;
+    float* other = nullptr;
+    float* to = target.data;
+    bool second = false;
+    for (std::size_t column = 0; column < columns; column += kStrip, to += target.strip_stride, second = !second) {
+        if (second)
+            multiply_bytes<kSet, ROWS>(strips, panels + column * depth, depth, other, beside);
+        else
+            multiply_bytes<0, ROWS>(strips, panels + column * depth, depth, other, beside);
+        other = to;
+    }
+    const auto take = [&](auto set) __attribute__((always_inline)) {
+        constexpr int kFrom = decltype(set)::value;
+        tile_store<kFrom>(other);
+        if constexpr (ROWS > kTileRows) tile_store<kFrom + 1>(other + kTileRows * kStrip);
+    };
+    if (second)
+        take(Constant<0>{});
+    else
+        take(Constant<kSet>{});
     done(columns);
     release_tiles();
 }

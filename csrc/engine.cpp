@@ -188,7 +188,7 @@ Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& 
     const auto compute = task == Task::route                      ? kernel_.route
                          : task == Task::top_heads                ? kernel_.top_heads
                          : heads.precision == Precision::int16    ? kernel_.int16(heads.n_heads).project
-                         : heads.precision == Precision::screened ? kernel_.project_screened
+                         : heads.precision == Precision::screened ? kernel_.screened.project
                                                                   : kernel_.project;
     const std::size_t out_bytes = batch.n * columns * (batch.out.half ? 2 : 4);
     const bool stream = task == Task::project && heads.precision != Precision::screened && out_bytes > kStreamBytes;

@@ -9,16 +9,15 @@ namespace {
 
 constexpr headroute::Kernel make_kernel(const char* name) {
     constexpr headroute::Int16Kernel int16 = {
-        kRows, 1, kIntChain, kWeightTotal, 0.55f, project_int16, shared_kernel<Int16Steps>()};
+        kRows, 1, 1, kIntChain, kWeightTotal, 0.55f, project_int16, shared_kernel<Int16Steps>()};
     return {name,
             kLanes,
             kRows,
-            Screen::kValues,
             project,
             route,
             top_heads,
-            project_screened,
             shared_kernel<Float32Steps>(),
+            kScreened,
             int16,
             int16,
             0};

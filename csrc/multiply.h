@@ -68,6 +68,8 @@ struct Int16Pairs {
     static constexpr std::size_t kValues = 2, kPlanes = 1;
     static constexpr float kLargest = 32766.0f, kOrigin = 0.0f;
     static constexpr bool kLimited = true;
+    static constexpr std::size_t kStep = 1;
+    HR_MEMBER static vfloat dots(const float* p) { return load(p); }  // a vector of them, as a product leaves them
     HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_halves(to, x); }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
@@ -84,6 +86,8 @@ struct Int8Quads {
     static constexpr std::size_t kValues = 4, kPlanes = 1;
     static constexpr float kLargest = 127.0f, kOrigin = 128.0f;
     static constexpr bool kLimited = false;
+    static constexpr std::size_t kStep = 1;
+    HR_MEMBER static vfloat dots(const float* p) { return load(p); }
     HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_bytes(to, x); }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };

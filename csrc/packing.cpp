@@ -44,20 +44,28 @@ Element* pack_panels(std::size_t depth, std::size_t columns, std::size_t panel, 
     return to;
 }
 
+std::size_t panel_of(const PackedHeads& layout, const Kernel& kernel) {
+    return layout.step == 1 ? 2 * kernel.lanes : kernel.lanes;
+}
+
 PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t answer_dim, Precision precision,
                         const Kernel& kernel) {
     const std::size_t panel = 2 * kernel.lanes;
+    const Int16Kernel& int16 = kernel.int16(n_heads);
     const std::size_t values = precision == Precision::float32 ? 1
                                : precision == Precision::int16 ? 2
-                                                               : kernel.screen_values;
+                                                               : kernel.screened.values;
     const std::size_t columns = precision == Precision::screened ? query_dim : query_dim + answer_dim;
-    const std::size_t planes = precision == Precision::int16 ? kernel.int16(n_heads).planes : 1;
+    const std::size_t planes = precision == Precision::int16 ? int16.planes : 1;
     const std::size_t fit = kBlockBytes / sizeof(float) * values / columns;
     const std::size_t largest = std::clamp(fit / panel * panel, panel, max_block_heads(precision));
     PackedHeads layout{};
     layout.precision = precision;
     layout.values = values * planes;
     layout.planes = planes;
+    layout.step = precision == Precision::float32 ? 1
+                  : precision == Precision::int16 ? int16.step
+                                                  : kernel.screened.step;
     layout.n_heads = layout.block_heads = n_heads;
     layout.query_dim = query_dim;
     layout.answer_dim = answer_dim;
@@ -235,7 +243,7 @@ void pack_int16(const float* centroids, const float* answers, const Kernel& kern
     auto* to = reinterpret_cast<std::int32_t*>(heads.data.get());
     for (std::size_t first = 0; first < n_heads; first += packed.block_heads) {
         const std::size_t n = std::min(packed.block_heads, n_heads - first);
-        const std::size_t lanes = kernel.lanes, panel = packed.planes == 1 ? 2 * lanes : lanes;
+        const std::size_t lanes = kernel.lanes, panel = panel_of(packed, kernel);
         to = pack_panels(elements(packed, d), n, panel, lanes, to, [&](std::size_t index, std::size_t k) {
             return int16_element(packed, index, [&](std::size_t i) { return i < d ? c.rounded(first + k, i) : 0.0; });
         });
@@ -310,8 +318,8 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
     auto* to = reinterpret_cast<std::int32_t*>(heads.data.get());
     for (std::size_t first = 0; first < n_heads; first += packed.block_heads) {
         const std::size_t n = std::min(packed.block_heads, n_heads - first);
-        const std::size_t lanes = kernel.lanes;
-        to = pack_panels(divide_up(d, packed.values), n, 2 * lanes, lanes, to, [&](std::size_t element, std::size_t k) {
+        const std::size_t lanes = kernel.lanes, panel = panel_of(packed, kernel);
+        to = pack_panels(elements(packed, d), n, panel, lanes, to, [&](std::size_t element, std::size_t k) {
             const auto value = [&](std::size_t j) {
                 const std::size_t i = element * packed.values + j;
                 return i < d ? c.rounded(heads.search_order[first + k], i) : 0.0;
@@ -332,7 +340,7 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
         float* row = heads.centroid_rows.get() + k * stride;
         std::copy_n(centroids + k * d, d, row);
         std::fill(row + d, row + stride, 0.0f);
-        if (packed.values == 4) {  // a query's values are moved up by 128
+        if (kernel.screened.moved) {
             double sum = 0.0;
             for (std::size_t i = 0; i < d; ++i) sum += c.rounded(heads.search_order[k], i);
             heads.dot_offsets[k] = static_cast<float>(128.0 * sum);

@@ -34,15 +34,17 @@ constexpr std::size_t kMostRows = 32;
 // [b * block_heads, …) and is one contiguous run of elements:
 //   centroids  [ceil(heads / panel)][elements(query_dim)][panel]
 //   answers    [ceil(answer_dim / panel)][elements(heads)][panel]     (not when screened)
-// Elements along a row are its values, `values` an element; in two planes, 64 values are 16 elements of their low
-// bytes, unsigned, and 16 of their high bytes.
-// A panel is 2 vectors wide, or 1 with two planes; a last panel that would be at most half full is stored 1 vector
+// Elements along a row are its values, `values` an element. Where whole tiles are multiplied they come in 16s, with
+// zeros behind the last; in two planes, 64 values are 16 elements of their low bytes, unsigned, and 16 of their high
+// bytes.
+// A panel is 2 vectors wide, or 1 for tiles; a last panel that would be at most half full is stored 1 vector
 // wide. What is beyond the end is zero.
 struct PackedHeads {
     const void* data;  // 64-byte aligned
     Precision precision;
-    std::size_t values;       // in an element: 1 for float32, 2 for int16; screened: Kernel::screen_values
-    std::size_t planes;       // 2: int16 as bytes, 4 in an element; else 1
+    std::size_t values;       // in an element: 1 for float32, 2 or 4 for int16, 4 or 2 for screened
+    std::size_t planes;       // 2: int16 as bytes; else 1
+    std::size_t step;         // elements come in multiples of it: kStrip for tiles, else 1
     std::size_t n_heads;      // K
     std::size_t query_dim;    // d
     std::size_t answer_dim;   // e
@@ -131,7 +133,7 @@ struct SharedKernel {
 // to integers of which the largest is, or all add up to, about `weight_total`.
 struct Int16Kernel {
     std::size_t max_rows;  // rows of the largest tile
-    std::size_t planes;
+    std::size_t planes, step;
     std::size_t weight_chain;
     float weight_total;
     float cost;  // of a row beside float32, at K = 256 and above
@@ -139,30 +141,39 @@ struct Int16Kernel {
     SharedKernel shared;
 };
 
+// The search of screened heads: `values` is 4 where the CPU multiplies int8, else 2.
+struct ScreenedKernel {
+    std::size_t max_rows;
+    std::size_t values, step;
+    bool moved;  // queries by 128, to be unsigned
+    float cost;  // of a head that is only searched, beside one of a float32 row: measured at K = 15,000
+    std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
+};
+
 struct Kernel {
     const char* name;
-    std::size_t lanes;          // floats in a vector; a panel is 2 vectors
-    std::size_t max_rows;       // rows of the largest tile
-    std::size_t screen_values;  // 4 where the CPU multiplies int8, else 2
+    std::size_t lanes;     // floats in a vector; a panel is 2 vectors
+    std::size_t max_rows;  // rows of the largest tile
     // They return the first row with a NaN or infinity, or kNoBadRow; the rows of `out` are then unspecified.
     std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*route)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     std::size_t (*top_heads)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
-    std::size_t (*project_screened)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
     SharedKernel shared_float32;
+    ScreenedKernel screened;
     Int16Kernel int16_of_few, int16_of_many;  // by the number of heads
     std::size_t many_heads;
 
     const Int16Kernel& int16(std::size_t n_heads) const { return n_heads < many_heads ? int16_of_few : int16_of_many; }
     std::size_t tile_rows(const PackedHeads& heads) const {
-        return heads.precision == Precision::int16 ? int16(heads.n_heads).max_rows : max_rows;
+        return heads.precision == Precision::int16      ? int16(heads.n_heads).max_rows
+               : heads.precision == Precision::screened ? screened.max_rows
+                                                        : max_rows;
     }
 };
 
 // `n` values in elements.
 constexpr std::size_t elements(const PackedHeads& h, std::size_t n) {
-    const std::size_t of_a_plane = divide_up(n, h.values);
-    return h.planes == 1 ? of_a_plane : h.planes * round_up(of_a_plane, kStrip);
+    return h.planes * round_up(divide_up(n, h.values), h.step);
 }
 
 // Elements in a block of `heads` heads: its centroids, and all of it.

@@ -27,7 +27,9 @@ namespace {
 
 using namespace headroute;
 
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__)
+using Screen = SignedBytes;
+#elif defined(__AVX512VNNI__)
 using Screen = Int8Quads;
 #else
 using Screen = Int16Pairs;
@@ -123,9 +125,9 @@ HR_INLINE void search_block(const PackedHeads& heads, const Block<Screen::Elemen
         const float* row = dots + m * kStrip;
         const auto value = [&](std::size_t k) __attribute__((always_inline)) {
             const float* p = row + k / kStrip * ROWS * kStrip + k % kStrip;
-            if (k + kLanes <= block.heads) return load(p) - load(offsets + k);
-            const std::size_t left = block.heads - k;
-            return load_partial(p, left, 0.0f) - load_partial(offsets + k, left, __builtin_inff());
+            const vfloat dot = Screen::dots(p);
+            if (k + kLanes <= block.heads) return dot - load(offsets + k);
+            return dot - load_partial(offsets + k, block.heads - k, __builtin_inff());
         };
         float maximum = tile.maximum[m];
         if (block.is_first) {  // before anything is put on the list; later maxima are found on their way to it
@@ -325,7 +327,7 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
 template <std::size_t ROWS>
 HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Block<Screen::Element>& block,
                             const Tile& tile, const Tile& next, float* dots, float* query) {
-    const std::size_t chain = Screen::kLimited ? kChainPairs : heads.query_dim;
+    const std::size_t chain = Screen::kLimited ? kIntChain / Screen::kValues : elements(heads, heads.query_dim);
     const auto product = dot_product<ROWS, Screen>(heads, block, tile, chain, dots);
     if (block.is_first)
         multiply_packing<ScreenPacker, ROWS>(product, heads, rows, next);
@@ -349,5 +351,8 @@ std::size_t project_screened(const PackedHeads& heads, const Rows& rows, const I
             screen_block<decltype(height)::value>(heads, rows, block, tile, next, dots, query);
         });
 }
+
+constexpr ScreenedKernel kScreened = {
+    kRows, Screen::kValues, Screen::kStep, Screen::kOrigin != 0.0f, Screen::kStep == 1 ? 0.16f : 0.06f, project_screened};
 
 }  // namespace

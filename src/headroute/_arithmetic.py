@@ -176,9 +176,10 @@ class Arithmetic:
     def _screening(self, temperature: float) -> Screening | None:
         if self._centroids.shape[1] > _MOST_SCREENED_COLUMNS:
             return None
-        errors = self._screened_errors()
+        assert self._screened is not None
+        errors, search_cost = self._screened_errors(), self._screened.get().search_cost
         may_drop = errors.may_drop(self._tolerance, temperature)
-        return predict(self._centroids, errors.heads, temperature, may_drop)
+        return predict(self._centroids, errors.heads, temperature, may_drop, search_cost)
 
 
 def decline(query: object, temperature: float, out: object) -> None:

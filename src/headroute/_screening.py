@@ -16,17 +16,23 @@ from headroute.precision import HeadRounding, Screening
 _COSINES = 2_000_000
 _FEWEST, _MOST = 16, 128
 
-# Costs beside a head of a float32 row, measured at K = 15,000 (docs/decisions/0009): a head that is
-# only searched, one whose cosine is taken and answer read, and what a row takes whatever K is.
-_SEARCHED = 0.16
+# Costs beside a head of a float32 row, measured at K = 15,000 (docs/decisions/0009): one whose
+# cosine is taken and answer read, and what a row takes whatever K is.
 _KEPT = 5.5
 _ROW = 100.0
 
 
 def predict(
-    centroids: Float32, rounding: HeadRounding, temperature: float, may_drop: float
+    centroids: Float32,
+    rounding: HeadRounding,
+    temperature: float,
+    may_drop: float,
+    search_cost: float,
 ) -> Screening | None:
-    """The prospects of a search, or None where it is hopeless from the start."""
+    """The prospects of a search, or None where it is hopeless from the start.
+
+    `search_cost` is that of a head that is only searched, beside one of a float32 row.
+    """
     n_heads, d = centroids.shape
     if may_drop <= 0:
         return None
@@ -42,7 +48,7 @@ def predict(
         kept[row] = _kept(cosines, beta, temperature, may_drop)
     limit = min(max(64, n_heads // 4), 4096)
     given_up = kept > limit
-    cost = _SEARCHED + (_KEPT * np.minimum(kept, limit) + _ROW) / n_heads + given_up
+    cost = search_cost + (_KEPT * np.minimum(kept, limit) + _ROW) / n_heads + given_up
     return Screening(float(cost.mean()), float(np.minimum(kept, limit).mean() / n_heads))
 
 

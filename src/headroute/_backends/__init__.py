@@ -78,10 +78,12 @@ class ScreenedHeads(Protocol):
 
     `project` writes to `rounding`, float32 (n, 2), what `headroute.precision.ScreenedErrors.bounds`
     needs to know of every query. It may lose `may_drop` of a query's weight; a row whose first
-    number is infinite is left unspecified.
+    number is infinite is left unspecified. `search_cost` is about what a head that is only
+    searched takes beside one of a float32 row.
     """
 
     rounding: HeadRounding
+    search_cost: float
     packed_bytes: int
 
     def project(

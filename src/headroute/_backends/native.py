@@ -131,4 +131,5 @@ class ScreenedHeads:
         self._engine = _core.Engine(unit_centroids(centroids), answers, _chosen_isa(), "screened")
         self.project = self._engine.project
         self.rounding = HeadRounding(**self._engine.rounding)
+        self.search_cost = self._engine.search_cost
         self.packed_bytes = self._engine.packed_bytes
