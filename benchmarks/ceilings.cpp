@@ -5,6 +5,9 @@
 // Every function works on `threads` threads at once and returns how much was done: operations, 2 for each product of
 // two numbers, or bytes.
 #include "../csrc/vec.h"
+#if defined(__AMX_INT8__)
+#include "../csrc/amx_multiply.h"
+#endif
 
 #include <thread>
 #include <vector>
@@ -72,6 +75,33 @@ extern "C" double float32_operations(std::size_t steps, std::size_t threads) {
     return multiply_adds(steps, threads, 1, splat(0x1.8p-3f), splat(0x1.4p-2f), multiply_add);
 }
 
+#if defined(__AMX_INT8__)
+namespace {
+
+// Products of tiles of bytes, an eighth of the steps: 16 × 16 sums of 64 products each, on four tiles in turn.
+double tile_operations(std::size_t steps, std::size_t threads) {
+    steps /= 8;
+    on_threads(threads, [=](std::size_t) {
+        configure_tiles(kTileRows);
+        for (std::size_t step = 0; step < steps; ++step) {
+            HR_TILE_PRODUCT("tdpbssd", 0, kHighRows);
+            HR_TILE_PRODUCT("tdpbssd", 1, kHighRows);
+            HR_TILE_PRODUCT("tdpbssd", 2, kHighRows);
+            HR_TILE_PRODUCT("tdpbssd", 3, kHighRows);
+        }
+        release_tiles();
+    });
+    return 2.0 * 4 * kTileRows * kStrip * kTileBytes * static_cast<double>(steps * threads);
+}
+
+}  // namespace
+
+extern "C" double int8_operations(std::size_t steps, std::size_t threads) { return tile_operations(steps, threads); }
+// Four products of bytes for one of int16.
+extern "C" double int16_operations(std::size_t steps, std::size_t threads) {
+    return tile_operations(steps, threads) / 4;
+}
+#else
 extern "C" double int16_operations(std::size_t steps, std::size_t threads) {
     const auto multiply_add = [](vint a, vint b, vint sum)
                                   __attribute__((always_inline)) { return add_pairs(a, b, sum); };
@@ -86,6 +116,7 @@ extern "C" double int8_operations(std::size_t steps, std::size_t threads) {
     return multiply_adds(steps, threads, 4, splat_int(0x07070909), splat_int(static_cast<std::int32_t>(0xfd03fb05)),
                          multiply_add);  // 9 · 5, 9 · -5, 7 · 3 and 7 · -3
 }
+#endif
 #endif
 
 // Copies n floats, of which `to` is 64-byte aligned, past the caches. Bytes read and written; what is less than a line

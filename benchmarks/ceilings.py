@@ -89,8 +89,9 @@ def _compiler() -> str | None:
 def _isa_flags() -> list[str]:
     """Those of CMakeLists.txt for the instruction set in use; the baseline has none."""
     text = (_HERE.parent / "CMakeLists.txt").read_text()
-    found = re.search(rf"set\({_NATIVE['isa']} (-m.*)\)", text)
-    return found[1].split() if found else []
+    sets = dict(re.findall(r"set\((\w+) ((?:\$|-m).*)\)", text))
+    flags = sets.get(_NATIVE["isa"], "")
+    return re.sub(r"\$\{(\w+)\}", lambda found: sets[found[1]], flags).split()
 
 
 @cache

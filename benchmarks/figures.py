@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 PEERS = ("numpy", "torch-eager", "torch-sdpa", "torch-compile", "onnxruntime")
+BF16_PEERS = ("torch-eager-bf16", "torch-sdpa-bf16")
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,65 @@ def torch_compile(problem: Problem, rows: int) -> Runner:
     return run
 
 
+def torch_eager_bf16(problem: Problem, rows: int) -> Runner:
+    """The eager formula with heads, unit queries and logits in bfloat16.
+
+    Norms are taken in float32; the result is made float32 again, as every contender's is.
+    """
+    import torch
+
+    torch.set_num_threads(get_num_threads())
+    keys, answers = (
+        torch.from_numpy(array).bfloat16() for array in (problem.keys(), problem.answers)
+    )
+    queries = torch.from_numpy(problem.queries)
+    n, width = min(rows, len(queries)), answers.shape[1]
+    out = torch.empty(len(queries), width)
+    units = torch.empty(n, queries.shape[1], dtype=torch.bfloat16)
+    buffer = torch.empty(n, len(answers), dtype=torch.bfloat16)
+    projected = torch.empty(n, width, dtype=torch.bfloat16)
+
+    @torch.inference_mode()
+    def run() -> Float32:
+        for block in _blocks(len(queries), rows):
+            part = queries[block]
+            unit, logits, result = (memory[: len(part)] for memory in (units, buffer, projected))
+            torch.div(part, torch.linalg.vector_norm(part, dim=1, keepdim=True), out=unit)
+            torch.mm(unit, keys, out=logits)
+            torch.softmax(logits, -1, out=logits)
+            torch.mm(logits, answers, out=result)
+            out[block].copy_(result)
+        return out.numpy()
+
+    return run
+
+
+def torch_sdpa_bf16(problem: Problem, rows: int) -> Runner:
+    """PyTorch's fused attention with everything but the norms in bfloat16."""
+    import torch
+
+    torch.set_num_threads(get_num_threads())
+    keys = torch.from_numpy(np.ascontiguousarray(problem.keys().T)).bfloat16()[None, None]
+    answers = torch.from_numpy(problem.answers).bfloat16()[None, None]
+    queries = torch.from_numpy(problem.queries)
+    out = torch.empty(len(queries), answers.shape[-1])
+    units = torch.empty(min(rows, len(queries)), queries.shape[1], dtype=torch.bfloat16)
+
+    @torch.inference_mode()
+    def run() -> Float32:
+        for block in _blocks(len(queries), rows):
+            part = queries[block]
+            unit = units[: len(part)]
+            torch.div(part, torch.linalg.vector_norm(part, dim=1, keepdim=True), out=unit)
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                unit[None, None], keys, answers, scale=1.0
+            )
+            out[block].copy_(attended[0, 0])
+        return out.numpy()
+
+    return run
+
+
 def onnxruntime_peer(problem: Problem, rows: int) -> Runner:
     """onnxruntime: Normalise-MatMul-Softmax-MatMul, input and output bound to our arrays.
 
@@ -230,6 +289,13 @@ PEERS: dict[str, tuple[Build, tuple[str, ...]]] = {  # builder, packages that it
     "torch-sdpa": (torch_sdpa, ("torch",)),
     "torch-compile": (torch_compile, ("torch",)),
     "onnxruntime": (onnxruntime_peer, ("onnx", "onnxruntime")),
+}
+
+
+# Rows that are off by a thousandth of the largest answer: Problem.bf16_tolerance.
+BF16_PEERS: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "torch-eager-bf16": (torch_eager_bf16, ("torch",)),
+    "torch-sdpa-bf16": (torch_sdpa_bf16, ("torch",)),
 }
 
 

@@ -120,6 +120,18 @@ class Problem:
         sums = 2 * growth * self.n_heads**0.5 * u
         return float((2 * logit + sums + 4 * u) * np.abs(self.answers).max())
 
+    @property
+    def bf16_tolerance(self) -> float:
+        """The same for bfloat16 operands, u = 2⁻⁹, added up in float32.
+
+        Every product of a cosine is off by 2u at most, independently, and there are products of
+        about 1/d: λ·2u/√d, for a logit over τ, and u of a logit where it is stored. Weights,
+        answers and the result are rounded once each.
+        """
+        u, growth = 2.0**-9, 6.0
+        logit = (2 * growth / self.queries.shape[1] ** 0.5 + 1) * u / self.temperature
+        return float((2 * logit + 3 * u) * np.abs(self.answers).max())
+
     def checked(self, runner: Runner, tolerance: float | None = None) -> Runner:
         """Return `runner` once its result (N, e) agrees with the float64 reference on a sample: no
         component is off by more than `tolerance`, by default what float32 explains."""

@@ -1,6 +1,6 @@
 """The tables of docs/benchmarks.md, empty when a run has nothing for one, and their targets."""
 
-from figures import PEERS, Figure, Run
+from figures import BF16_PEERS, PEERS, Figure, Race, Run
 
 # What we set out to reach: the best peer's time over ours, one call on everything, two threads.
 TARGETS = {16: 2.5, 64: 1.85, 256: 1.35, 1024: 1.35, 4096: 1.2, 16384: 1.25}
@@ -28,6 +28,15 @@ def verdict(ok: bool, target: float, sign: str) -> str:
     return f"{sign} {target:g}: {'met' if ok else '**missed**'}"
 
 
+def best_bf16(race: Race, ours: Figure) -> str:
+    """The best bfloat16 peer's time over ours, and its name; empty if there was none."""
+    found = [name for name in BF16_PEERS if name in race]
+    if not found:
+        return ""
+    best = min(found, key=lambda name: race[name].seconds)
+    return f"{race[best].seconds / ours.seconds:.2f} ({best})"
+
+
 def projection_table(run: Run) -> str:
     rows = []
     for heads, race, best in run.against_peers("projection", PEERS, "headroute"):
@@ -40,15 +49,14 @@ def projection_table(run: Run) -> str:
                 for name in ("numba", *PEERS)
             ]
             + [f"**{ratio:.2f}** ({best})", verdict(ratio >= TARGETS[heads], TARGETS[heads], "≥")]
+            + [best_bf16(race, ours)]
         )
-    return table(
-        ["K", "headroute (GFLOP/s)", "numba backend", *PEERS, "best peer / headroute", "target"],
-        rows,
-    )
+    header = ["K", "headroute (GFLOP/s)", "numba backend", *PEERS]
+    return table([*header, "best peer / headroute", "target", "best in bfloat16 / headroute"], rows)
 
 
 def blocks_table(run: Run) -> str:
-    names = [f"{name}-blocks" for name in PEERS]
+    names = [f"{name}-blocks" for name in (*PEERS, *BF16_PEERS)]
     rows = []
     for heads, race, best in run.against_peers("projection", names, "headroute"):
         rows.append(
@@ -61,7 +69,8 @@ def blocks_table(run: Run) -> str:
 
 def int16_table(run: Run) -> str:
     rows = []
-    for heads, race, best in run.against_peers("projection", PEERS, "headroute", "int16"):
+    everyone = (*PEERS, *BF16_PEERS)
+    for heads, race, best in run.against_peers("projection", everyone, "headroute", "int16"):
         ours = race["int16"]
         ratio = race[best].seconds / ours.seconds
         rows.append(
@@ -72,9 +81,11 @@ def int16_table(run: Run) -> str:
                 f"{race['headroute'].seconds / ours.seconds:.2f}",
                 f"**{ratio:.2f}** ({best})",
                 verdict(ratio >= INT16_TARGETS[heads], INT16_TARGETS[heads], "≥"),
+                best_bf16(race, ours),
             ]
         )
-    header = ["K", "int16 (GOP/s)", "float32", "float32 / int16", "best peer / int16", "target"]
+    header = ["K", "int16 (GOP/s)", "float32", "float32 / int16"]
+    header += ["best peer / int16", "target", "best in bfloat16 / int16"]
     return table(header, rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from arena import HoldRace, Result, contender
 from ceilings import ARITHMETICS, COPY, ceiling, ceiling_contenders
-from peers import PEERS, block_rows, router_runner, sgemm_runner
+from peers import BF16_PEERS, PEERS, block_rows, router_runner, sgemm_runner
 from problem import Problem, Runner
 
 HEADS = (16, 64, 256, 1024, 4096, 16384)
@@ -36,7 +36,7 @@ def _contenders() -> dict[str, tuple[Callable[[Problem], Runner], tuple[str, ...
         "numba": (partial(router_runner, backend="numba"), ("numba",)),
         "int16": (partial(router_runner, precision="int16"), ()),
     }
-    for name, (build, packages) in PEERS.items():
+    for name, (build, packages) in (PEERS | BF16_PEERS).items():
         found[name] = (lambda p, build=build: build(p, p.n_queries), packages)
         found[f"{name}-blocks"] = (
             lambda p, build=build: build(p, block_rows(p.n_heads)),
@@ -55,10 +55,11 @@ def problem(request: pytest.FixtureRequest, quick: bool) -> Problem:
 
 @pytest.fixture(scope="module")
 def result(problem: Problem, hold_race: HoldRace) -> Result:
+    tolerances = {"int16": INT16_TOLERANCE} | {
+        f"{name}{way}": problem.bf16_tolerance for name in BF16_PEERS for way in ("", "-blocks")
+    }
     builders: dict[str, Callable[[], Runner]] = {
-        name: lambda build=build, name=name: problem.checked(
-            build(problem), INT16_TOLERANCE if name == "int16" else None
-        )
+        name: lambda build=build, name=name: problem.checked(build(problem), tolerances.get(name))
         for name, (build, _) in CONTENDERS.items()
     }
     machine: dict[str, Callable[[], Any]] = {
