@@ -8,8 +8,8 @@
 //
 // The loop nest and what is done beside the products are those of projection_kernel.inl, on tiles of 32 rows: two of
 // AMX, of which the second finds its panels in L1. Multiplying takes 3 cycles for a row and a head of 384 + 384
-// columns, all else less than 1 (docs/decisions/0016). Not responsible for the product itself (amx_multiply.h), limits and scales
-// of the heads (packing.cpp), bounds (src/headroute/precision.py).
+// columns, all else less than 1 (docs/decisions/0016). Not responsible for the product itself (amx_multiply.h), limits
+// and scales of the heads (packing.cpp), bounds (src/headroute/precision.py).
 
 #include "amx_multiply.h"
 #include "fixed_packer.h"

@@ -10,7 +10,8 @@
 // turns, two hold what is multiplied. While one set is added up, the other is stored and becomes floats: done in one
 // piece when a set is complete, the next products would wait behind it (29 cycles a product instead of 23, of which
 // loads from L2 are 4). Tiles are loaded, multiplied and stored in assembly, since GCC's intrinsics do not say that
-// they read and write memory. Measurements: docs/decisions/0016. Not responsible for what is multiplied (amx_kernel.inl).
+// they read and write memory. Measurements: docs/decisions/0016. Not responsible for what is multiplied
+// (amx_kernel.inl).
 #pragma once
 
 #include "multiply.h"
@@ -199,7 +200,8 @@ HR_INLINE void multiply(const Product<BytePlanes<SIGNED_ROWS>>& product, Beside 
                 const auto* panel = panels + column * depth + start * kStrip;
                 const std::size_t length = min(chain, depth - start);
                 if (second)
-                    multiply_tile<kSet, kHeight, SIGNED_ROWS>(rows, ROWS * kStrip, panel, length, stored, other, beside);
+                    multiply_tile<kSet, kHeight, SIGNED_ROWS>(rows, ROWS * kStrip, panel, length, stored, other,
+                                                              beside);
                 else
                     multiply_tile<0, kHeight, SIGNED_ROWS>(rows, ROWS * kStrip, panel, length, stored, other, beside);
                 second = !second;
@@ -218,8 +220,8 @@ HR_INLINE void multiply(const Product<BytePlanes<SIGNED_ROWS>>& product, Beside 
     release_tiles();
 }
 
-// 16 columns of the product of int8: ROWS rows, on the set of one or two tiles at SET. Beside it the other set, complete
-// since the call before, goes to `other` if that is not null.
+// 16 columns of the product of int8: ROWS rows, on the set of one or two tiles at SET. Beside it the other set,
+// complete since the call before, goes to `other` if that is not null.
 template <int SET, std::size_t ROWS, typename Beside>
 HR_INLINE void multiply_bytes(const std::int32_t* strips, const std::int32_t* panel, std::size_t depth, float* other,
                               Beside beside) {

@@ -301,7 +301,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         .def_property_readonly("isa", [](const Engine& self) { return self.kernel().name; })
         .def_property_readonly("packed_bytes", &Engine::packed_bytes)
         .def_property_readonly("search_cost", [](const Engine& self) { return self.kernel().screened.cost; })
-        .def_property_readonly("int16_cost", [](const Engine& self) { return self.kernel().int16(self.heads().n_heads).cost; })
+        .def_property_readonly("int16_cost",
+                               [](const Engine& self) { return self.kernel().int16(self.heads().n_heads).cost; })
         .def_property_readonly("rounding", [](const Engine& self) {
             const headroute::HeadRounding& r = self.rounding();
             py::dict facts;

@@ -91,7 +91,8 @@ Rows rows_of(const Batch& batch, std::size_t columns, std::size_t first, std::si
 void run_shared(const PackedHeads& heads, const Kernel& kernel, const Batch& batch, std::size_t n_threads,
                 Ending& ending) {
     const std::size_t height = kernel.tile_rows(heads), n_tiles = divide_up(batch.n, height);
-    const SharedKernel& steps = heads.precision == Precision::int16 ? kernel.int16(heads.n_heads).shared : kernel.shared_float32;
+    const SharedKernel& steps =
+        heads.precision == Precision::int16 ? kernel.int16(heads.n_heads).shared : kernel.shared_float32;
     struct SharedTile {
         float* dots;
         Rows rows;

@@ -15,8 +15,7 @@ using namespace headroute;
 // its dots; NaN if there is a NaN or infinity. Rare, so plain and slow.
 template <typename Arithmetic, typename Query>
 __attribute__((noinline)) double round_awkward(const Query* from, std::size_t d, const PackedHeads& heads,
-                                               typename Arithmetic::Value* to, std::size_t height,
-                                               double& rounding) {
+                                               typename Arithmetic::Value* to, std::size_t height, double& rounding) {
     constexpr std::size_t kWidth = kStrip * Arithmetic::kValues;
     const std::size_t plane = height * kWidth;
     const auto element = [&](std::size_t i) { return load_query_partial(from + i, 1)[0]; };

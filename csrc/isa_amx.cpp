@@ -9,5 +9,6 @@ extern const ScreenedKernel kernel_amx_screened;
 const ScreenedKernel kernel_amx_screened = kScreened;
 extern const Int16Kernel kernel_amx_int16;
 const Int16Kernel kernel_amx_int16 = {
-    kRows, BytePlanes<true>::kPlanes, kStrip, kInt16BlockHeads, kWeightTotal, 0.27f, project_planes, shared_kernel<PlaneSteps>()};
+    kRows,          BytePlanes<true>::kPlanes,  kStrip, kInt16BlockHeads, kWeightTotal, 0.27f,
+    project_planes, shared_kernel<PlaneSteps>()};
 }  // namespace headroute

@@ -10,17 +10,7 @@ namespace {
 constexpr headroute::Kernel make_kernel(const char* name) {
     constexpr headroute::Int16Kernel int16 = {
         kRows, 1, 1, kIntChain, kWeightTotal, 0.55f, project_int16, shared_kernel<Int16Steps>()};
-    return {name,
-            kLanes,
-            kRows,
-            project,
-            route,
-            top_heads,
-            shared_kernel<Float32Steps>(),
-            kScreened,
-            int16,
-            int16,
-            0};
+    return {name, kLanes, kRows, project, route, top_heads, shared_kernel<Float32Steps>(), kScreened, int16, int16, 0};
 }
 
 }  // namespace

@@ -55,8 +55,9 @@ struct PackedHeads {
     //          adds the same to all cosines of a query, which softmax does not see.
     float answer_scale;
     double centroid_scale;
-    // int16 in one plane: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a chain exceeds the
-    // chain's 1 / inverse_limit: then |q16 · c16| < 2^31 over the chain for every head (Cauchy-Schwarz).
+    // int16 in one plane: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a
+    // chain exceeds the chain's 1 / inverse_limit: then |q16 · c16| < 2^31 over the chain for every head
+    // (Cauchy-Schwarz).
     const float* inverse_limits;
     // screened: the largest ‖ĉ - μ‖ and the largest error of its rounding; what is to be subtracted from a head's dots
     // [K], in that order; and the rows themselves, ĉ [K, row_stride] with zeros beyond d, and a [K, e].

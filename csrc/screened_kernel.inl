@@ -353,6 +353,7 @@ std::size_t project_screened(const PackedHeads& heads, const Rows& rows, const I
 }
 
 constexpr ScreenedKernel kScreened = {
-    kRows, Screen::kValues, Screen::kStep, Screen::kOrigin != 0.0f, Screen::kStep == 1 ? 0.16f : 0.06f, project_screened};
+    kRows,           Screen::kValues, Screen::kStep, Screen::kOrigin != 0.0f, Screen::kStep == 1 ? 0.16f : 0.06f,
+    project_screened};
 
 }  // namespace

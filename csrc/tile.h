@@ -88,7 +88,9 @@ class QueryCursor {
     // Where the cursor is, and the beginning of any row.
     HR_MEMBER const Value* here() const { return at_; }
     HR_MEMBER const Value* row(std::size_t m) const { return first_ + static_cast<std::ptrdiff_t>(m) * stride_; }
-    HR_MEMBER void prefetch(std::size_t column) const { __builtin_prefetch(at_ + ahead_ + column, 0, kRows == 32 ? 2 : 3); }
+    HR_MEMBER void prefetch(std::size_t column) const {
+        __builtin_prefetch(at_ + ahead_ + column, 0, kRows == 32 ? 2 : 3);
+    }
     // To the next row; true if that is the first one again, `width` columns further.
     HR_MEMBER bool advance(std::size_t width) {
         at_ += stride_;
