@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from figures import PEERS, Run
+from figures import BF16_PEERS, PEERS, Run
 from roofline import HEAD_BYTES, points
 
 OURS, BACKEND, PEER = "#c1121f", "#e07a5f", "#8d99ae"
@@ -13,22 +13,25 @@ INT16, INT8, TEXT = "#1d3557", "#457b9d", "#555555"
 def draw_times(run: Run, path: Path) -> bool:
     """ns a query over K, both axes logarithmic, each line named at its end."""
     races = list(run.races("projection"))
-    names = [n for n in ("headroute", "numba", *PEERS) if any(n in race for _, race in races)]
+    everyone = ("headroute", "int16", "numba", *PEERS, *BF16_PEERS)
+    names = [name for name in everyone if any(name in race for _, race in races)]
     if not names:
         return False
-    colours = {"headroute": OURS, "numba": BACKEND}
+    colours = {"headroute": OURS, "int16": INT16, "numba": BACKEND}
+    titles = {"int16": "headroute, int16", "numba": "numba backend"}
     figure, axes = new_axes()
     ends = []
     for name in names:
         marks = [(k, race[name].ns_per_query) for k, race in races if name in race]
         x, y = zip(*marks, strict=True)
-        ours = name == "headroute"
+        ours = name in ("headroute", "int16")
         colour = colours.get(name, PEER)
         axes.plot(
             x,
             y,
             color=colour,
             linewidth=2.6 if ours else 1.2,
+            linestyle="--" if name in BF16_PEERS else "-",
             marker="o",
             markersize=5 if ours else 3,
         )
@@ -40,15 +43,16 @@ def draw_times(run: Run, path: Path) -> bool:
         axes.text(
             13.5,
             ceiling,
-            "numba backend" if name == "numba" else name,
+            titles.get(name, name),
             color=colour,
             ha="right",
             va="center",
             fontsize=9,
-            fontweight="bold" if name == "headroute" else "normal",
+            fontweight="bold" if name in ("headroute", "int16") else "normal",
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_ylim(bottom=ceiling / 1.3)
     heads = [k for k, _ in races]
     axes.set_xticks(heads, [f"{k:,}" for k in heads])
     axes.set_xlim(2.6, heads[-1] * 1.25)

@@ -37,6 +37,7 @@ _NATIVE = build_info()["native"]
 CONTENDERS: dict[str, Callable[[Problem], Runner]] = {
     f"{isa}-{threads}": router(isa, threads)
     for isa in (_NATIVE["isas_available"] if isinstance(_NATIVE, dict) else ())
+    if isa != "amx"  # float32 is avx512vnni's own
     for threads in sorted({1, get_num_threads()})
 } | {"numpy": lambda problem: numpy_peer(problem, problem.n_queries)}
 
