@@ -79,15 +79,6 @@ HR_INLINE void softmax_planes(const Tile& tile, const PlaneWeights& weights, std
     }
 }
 
-HR_INLINE void write_roundings(const Rows& rows, const Tile& tile) {
-    if (rows.rounding == nullptr) return;
-    for (std::size_t m = 0; m < tile.rows; ++m) {
-        float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = tile.query_rounding[m];
-        rounding[1] = tile.weight_rounding[m] / tile.weight_sum[m];
-    }
-}
-
 // One block of a tile, projected.
 template <std::size_t ROWS>
 HR_INLINE void project_block_planes(const PackedHeads& heads, const Rows& rows, const Block<std::int32_t>& block,

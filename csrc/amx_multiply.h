@@ -6,12 +6,11 @@
 // magnitude are exact, each on a tile of its own, and meet in float32.
 //
 // A tile is 16 rows of 64 bytes: of strips, 16 rows of 64 columns; of panels, 64 rows of 16 columns, four at a time;
-// of sums, 16 × 16 int32. A product of tiles takes 16 cycles, and there are eight tiles: two sets of three sums take
-// turns, two hold what is multiplied. While one set is added up, the other is stored and becomes floats: done in one
-// piece when a set is complete, the next products would wait behind it (29 cycles a product instead of 23, of which
-// loads from L2 are 4). Tiles are loaded, multiplied and stored in assembly, since GCC's intrinsics do not say that
-// they read and write memory. Measurements: docs/decisions/0016. Not responsible for what is multiplied
-// (amx_kernel.inl).
+// of sums, 16 × 16 int32. A product of tiles takes 16 cycles, and there are eight tiles: two sets of sums take turns.
+// While one is added up, the other is stored and becomes floats: done in one piece when a set is complete, the next
+// products would wait behind it (29 cycles a product instead of 22, of which loads take 4). Tiles are loaded,
+// multiplied and stored in assembly, since GCC's intrinsics do not say that they read and write memory. Measurements:
+// docs/decisions/0016. Not responsible for what is multiplied (amx_kernel.inl).
 #pragma once
 
 #include "multiply.h"

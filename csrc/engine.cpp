@@ -18,7 +18,7 @@ constexpr double kLog2E = 1.4426950408889634;
 
 // Rows that pass through all blocks of heads together. Enough of them that fetching a block from L3 is a small part
 // of using it; few enough that their queries and sums stay in L3, and within the memory a thread may use.
-constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6; rounded down for SSE2's 5
+constexpr std::size_t kMaxPassRows = 1008;  // 72 × 14, 84 × 12, 168 × 6; rounded down for 5 and 32
 constexpr std::size_t kPassBytes = std::size_t{5} << 20;
 // int8 blocks are small beside what is done with them: they need fewer rows to pay for fetching them.
 constexpr std::size_t kScreenedPassRows = 168;

@@ -91,15 +91,6 @@ HR_INLINE void softmax_int16(const Tile& tile, const Int16Weights& weights, std:
     }
 }
 
-HR_INLINE void write_roundings(const Rows& rows, const Tile& tile) {
-    if (rows.rounding == nullptr) return;
-    for (std::size_t m = 0; m < tile.rows; ++m) {
-        float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = tile.query_rounding[m];
-        rounding[1] = tile.weight_rounding[m] / tile.weight_sum[m];
-    }
-}
-
 HR_INLINE Int16Weights int16_weights(const PackedHeads& heads, float* scratch) {
     float* const pairs = scratch + weight_floats(heads, kRows);
     return {scratch, reinterpret_cast<std::int32_t*>(pairs), pairs + rounded_weights(heads, kRows)};

@@ -58,7 +58,8 @@ PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t 
     const std::size_t columns = precision == Precision::screened ? query_dim : query_dim + answer_dim;
     const std::size_t planes = precision == Precision::int16 ? int16.planes : 1;
     const std::size_t fit = kBlockBytes / sizeof(float) * values / columns;
-    const std::size_t largest = std::clamp(fit / panel * panel, panel, max_block_heads(precision));
+    const std::size_t granule = planes == 1 ? panel : 4 * kStrip;  // whole tiles of weights
+    const std::size_t largest = std::clamp(fit / granule * granule, granule, max_block_heads(precision));
     PackedHeads layout{};
     layout.precision = precision;
     layout.values = values * planes;
@@ -74,7 +75,7 @@ PackedHeads head_layout(std::size_t n_heads, std::size_t query_dim, std::size_t 
     layout.centroid_scale = 1.0;
     if (n_heads > largest) {  // blocks of equal size: a short last one would use its answers' panels badly
         const std::size_t blocks = divide_up(n_heads, largest);
-        layout.block_heads = round_up(divide_up(n_heads, blocks), panel);
+        layout.block_heads = round_up(divide_up(n_heads, blocks), granule);
         layout.n_blocks = divide_up(n_heads, layout.block_heads);
     }
     return layout;

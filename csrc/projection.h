@@ -201,10 +201,11 @@ constexpr std::size_t slot_floats(const PackedHeads& h, std::size_t max_rows) {
            (h.precision == Precision::screened ? 2 * max_rows * round_up(candidate_capacity(h.n_heads), kStrip) : 0);
 }
 
-// With one block a tile is finished before the one after next begins. With several, every tile of a pass stays;
-// the rows after its last whole tile may make two small ones, which are one more than a whole tile would be.
+// With one block a tile is finished before the one after next begins. With several, every tile of a pass stays; the
+// rows after its last whole tile may make two small ones, one more than a whole tile would be, where a small one is not
+// half as high.
 constexpr std::size_t tile_slots(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
-    return h.n_blocks == 1 ? 2 : pass_rows / max_rows + 1;
+    return h.n_blocks == 1 ? 2 : pass_rows / max_rows + (max_rows == kMostRows ? 0 : 1);
 }
 
 // One tile of weights; then, with int16, the same rounded, and a scale for every row and chain.

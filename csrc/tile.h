@@ -283,6 +283,16 @@ class Writer {
     std::size_t written_ = 0, ready_ = 0;  // columns
 };
 
+// Writes what Rows::rounding wants of a finished tile; int16 only.
+HR_INLINE void write_roundings(const Rows& rows, const Tile& tile) {
+    if (rows.rounding == nullptr) return;
+    for (std::size_t m = 0; m < tile.rows; ++m) {
+        float* rounding = rows.rounding + 2 * (tile.first + m);
+        rounding[0] = tile.query_rounding[m];
+        rounding[1] = tile.weight_rounding[m] / tile.weight_sum[m];
+    }
+}
+
 HR_INLINE float* tile_weights(const PackedHeads& heads, const Rows& rows) {
     return rows.scratch + tile_slots(heads, rows.pass_rows, kRows) * slot_floats(heads, kRows);
 }

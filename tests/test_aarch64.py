@@ -138,7 +138,7 @@ def read_results(file, case):
     projected = [
         Projected(
             int(read(np.int64, 1)[0]),
-            HeadRounding(*read(np.float64, 5)),
+            HeadRounding(*read(np.float64, 7)),
             read(np.float32, n, case.answers.shape[1]),
             read(np.float32, n, 2),
         )
@@ -231,7 +231,7 @@ def test_float32(finite):
 def test_int16(finite):
     for case, results, _, expected in finite:
         _, heads, out, rounding = results.int16
-        errors = Int16Errors(heads, *case.centroids.shape, underflow(case.answers))
+        errors = Int16Errors(heads, *case.centroids.shape, underflow(case.answers), cost=1.0)
         bounds = errors.bounds(rounding, case.temperature)
         assert (bounds <= errors.worst(case.temperature)).all(), name(case)
         assert_rows_within(case, out, expected, bounds)

@@ -100,6 +100,17 @@ def test_sums_that_try_to_overflow(isa, rng):
                 check(router, queries.astype(np.float32), temperature)
 
 
+def test_rows_longer_than_a_chain_of_bytes(isa, rng):
+    """More than 32,768 columns, all of one sign and as large as they can be."""
+    d = 32_768 + 100
+    centroids = np.ones((64, d)) + 0.1 * rng.standard_normal((64, d))
+    centroids[:32] *= -1
+    router = Router(centroids, rng.standard_normal((64, 3)), precision="int16")
+    queries = np.concatenate([centroids[::9], np.ones((1, d)), -np.ones((1, d))])
+    for temperature in (0.001, 0.1, 1.0):
+        check(router, queries.astype(np.float32), temperature)
+
+
 def test_roundings_at_their_worst(isa, rng):
     """Queries whose every element is half way between two integers, once scaled."""
     d = 100

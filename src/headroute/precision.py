@@ -109,7 +109,10 @@ def int16_bound(
 ) -> npt.NDArray[np.float64]:
     """Bounds of int16 arithmetic, of the shape of the two measured figures.
 
-    `query_rounding` is ‖q̂ - its rounding‖, `weight_rounding` Σ |w - its rounding| / Σ w.
+    `query_rounding` is ‖q̂ - its rounding‖, `weight_rounding` Σ |w - its rounding| / Σ w. Sums of
+    integers become floats after every chain of 128 columns, or once for each of three orders of
+    magnitude (csrc/amx_multiply.h), of which the middle one is below 2²⁴ d where a cosine of 1 is
+    at least 2²⁹: (d / 32 + 64) u covers either.
     """
     # Measured in float32, by sums of d and K terms: a thousandth covers that.
     r_q = 1.001 * np.asarray(query_rounding, np.float64)

@@ -202,7 +202,7 @@ int main(int argc, char** argv) {
             const auto projected = run_all_ways<float>(heads, c, c.queries, Task::project);
             write(results, std::vector<std::int64_t>{projected.bad_row});
             write(results, std::vector<double>{r.centroid_norm, r.centroid_rounding, r.answer_radius, r.answer_rounding,
-                                               r.query_scale});
+                                               r.query_scale, static_cast<double>(r.weight_chain), r.weight_total});
             write(results, projected.out);
             write(results, projected.rounding);
             check_halves(heads, c);
