@@ -63,14 +63,14 @@ struct Int16Pairs {
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
 
     // How rows are rounded (fixed_packer.h): values in an element, planes, the largest value, what is added to them,
-    // whether sums need the heads' limits to fit, and a vector of them stored; another plane is `plane` values further.
+    // whether sums need the heads' limits to fit, and two vectors of them stored; another plane is `plane` values further.
     using Value = std::int16_t;
     static constexpr std::size_t kValues = 2, kPlanes = 1;
     static constexpr float kLargest = 32766.0f, kOrigin = 0.0f;
     static constexpr bool kLimited = true;
     static constexpr std::size_t kStep = 1;
     HR_MEMBER static vfloat dots(const float* p) { return load(p); }  // a vector of them, as a product leaves them
-    HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_halves(to, x); }
+    HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) { store_low_halves(to, a, b); }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
 #if defined(__AVX512VNNI__)
@@ -88,7 +88,10 @@ struct Int8Quads {
     static constexpr bool kLimited = false;
     static constexpr std::size_t kStep = 1;
     HR_MEMBER static vfloat dots(const float* p) { return load(p); }
-    HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_bytes(to, x); }
+    HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) {
+        store_low_bytes(to, a);
+        store_low_bytes(to + kLanes, b);
+    }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
 #endif
@@ -156,6 +159,8 @@ HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const 
     // Two loops without a branch inside, and no address of an accumulator taken: GCC would keep all of them in memory.
     const auto finish = [&](auto combine) __attribute__((always_inline)) {
         float* row = target.data + column / kStrip * target.strip_stride + column % kStrip;
+        // GCC would find the addresses of all accumulators before the product, and keep them on the stack.
+        __asm__("" : "+r"(row));
 #pragma GCC unroll 16
         for (std::size_t m = 0; m < ROWS; ++m, row += target.row_stride)
 #pragma GCC unroll 8
