@@ -34,7 +34,7 @@ struct BytePlanes {
     using Value = std::uint8_t;
     static constexpr std::size_t kValues = 4, kPlanes = 2;
     static constexpr float kLargest = 32766.0f, kOrigin = 0.0f;
-    static constexpr bool kLimited = false;
+    static constexpr bool kLimited = false, kRowsAhead = false;
     HR_MEMBER static void store(Value* to, std::size_t plane, vint x) {
         store_low_bytes(to, x);
         store_low_bytes(to + plane, x >> 8);
@@ -56,7 +56,7 @@ struct SignedBytes {
     using Value = std::int8_t;
     static constexpr std::size_t kValues = 4, kPlanes = 1;
     static constexpr float kLargest = 127.0f, kOrigin = 0.0f;
-    static constexpr bool kLimited = false;
+    static constexpr bool kLimited = false, kRowsAhead = false;
     static constexpr std::size_t kStep = kStrip;
     HR_MEMBER static vfloat dots(const float* p) { return to_float(load(reinterpret_cast<const std::int32_t*>(p))); }
     HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) {

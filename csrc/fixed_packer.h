@@ -63,6 +63,7 @@ class FixedPacker {
           n_rows_(tile.rows),
           d_(heads.query_dim),
           queries_(rows, tile),
+          ahead_(rows, heads, tile, false, tile.height * (1 + divide_up(heads.query_dim, kWidth))),
           to_(reinterpret_cast<Value*>(tile.strips)),
           plane_(tile.height * kWidth),
           row_scale_(rows.log2e_over_temperature / heads.centroid_scale),
@@ -76,9 +77,11 @@ class FixedPacker {
             if (++measured_ == n_rows_) choose_scales();
         } else if (queries_.column() + kWidth <= d_ && n_rows_ > 0) {
             round(queries_.here());
-            for (std::size_t i = 0; i < kWidth; i += kStrip) queries_.prefetch(i);
+            if constexpr (!Arithmetic::kRowsAhead)
+                for (std::size_t i = 0; i < kWidth; i += kStrip) queries_.prefetch(i);
             next();
         }
+        if constexpr (Arithmetic::kRowsAhead) ahead_.step();
     }
 
     HR_MEMBER void rest() {
@@ -183,6 +186,7 @@ class FixedPacker {
     const PackedHeads& heads_;
     const std::size_t n_rows_, d_;
     QueryCursor<Query> queries_;
+    QueriesAhead ahead_;
     Value* to_;
     const std::size_t plane_;  // values
     const double row_scale_;

@@ -63,11 +63,12 @@ struct Int16Pairs {
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
 
     // How rows are rounded (fixed_packer.h): values in an element, planes, the largest value, what is added to them,
-    // whether sums need the heads' limits to fit, and two vectors of them stored; another plane is `plane` values further.
+    // whether sums need the heads' limits to fit, whether queries are asked for by QueriesAhead, and two vectors of
+    // them stored; another plane is `plane` values further.
     using Value = std::int16_t;
     static constexpr std::size_t kValues = 2, kPlanes = 1;
     static constexpr float kLargest = 32766.0f, kOrigin = 0.0f;
-    static constexpr bool kLimited = true;
+    static constexpr bool kLimited = true, kRowsAhead = true;
     static constexpr std::size_t kStep = 1;
     HR_MEMBER static vfloat dots(const float* p) { return load(p); }  // a vector of them, as a product leaves them
     HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) { store_low_halves(to, a, b); }
@@ -85,7 +86,7 @@ struct Int8Quads {
     using Value = std::uint8_t;
     static constexpr std::size_t kValues = 4, kPlanes = 1;
     static constexpr float kLargest = 127.0f, kOrigin = 128.0f;
-    static constexpr bool kLimited = false;
+    static constexpr bool kLimited = false, kRowsAhead = false;
     static constexpr std::size_t kStep = 1;
     HR_MEMBER static vfloat dots(const float* p) { return load(p); }
     HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) {

@@ -179,6 +179,46 @@ class SumsAhead {
     const float* const end_;
 };
 
+// Asks for the queries of the tile after `next`, a row at a time, as evenly as `steps` allow; half of them beside each
+// of two products, where there is only one block. docs/decisions/0017: 14 % of int16's time at K = 16.
+class QueriesAhead {
+   public:
+    HR_MEMBER QueriesAhead(const Rows& rows, const PackedHeads& heads, const Tile& next, bool second, std::size_t steps)
+        : bytes_(heads.query_dim * (rows.queries.half ? sizeof(half) : sizeof(float))),
+          stride_(rows.query_stride * static_cast<std::ptrdiff_t>(rows.queries.half ? sizeof(half) : sizeof(float))) {
+        const std::size_t first = next.first + next.rows, n = first < rows.n ? min(next.height, rows.n - first) : 0;
+        const std::size_t middle = heads.n_blocks == 1 ? n / 2 : n;
+        rows_left_ = second ? n - middle : middle;
+        row_ = rows.queries.data + static_cast<std::ptrdiff_t>(first + (second ? middle : 0)) * stride_;
+        at_once_ = divide_up(rows_left_ * divide_up(bytes_, kLineBytes), steps);
+    }
+
+    HR_MEMBER void step() {
+        for (std::size_t i = 0; i < at_once_; ++i) line();
+    }
+
+   private:
+    static constexpr std::size_t kLineBytes = 64;
+
+    HR_MEMBER void line() {
+        if (rows_left_ == 0) return;
+        __builtin_prefetch(row_ + at_);
+        at_ += kLineBytes;
+        if (at_ < bytes_) return;
+        at_ = 0;
+        row_ += stride_;
+        --rows_left_;
+    }
+
+    const std::size_t bytes_;
+    const std::ptrdiff_t stride_;
+    const char* row_;
+    std::size_t rows_left_, at_once_, at_ = 0;
+};
+struct NothingAhead {
+    HR_MEMBER void step() {}
+};
+
 // A vector to where `out` is, in either type of it; past the caches if told so.
 HR_INLINE void put(float* p, vfloat v, bool past_caches) { past_caches ? stream(p, v) : store(p, v); }
 HR_INLINE void put(half* p, vfloat v, bool past_caches) { past_caches ? stream_half(p, v) : store_half(p, v); }
@@ -341,25 +381,27 @@ __attribute__((noinline)) void multiply_fetching(const Product<Arithmetic>& prod
     multiply<ROWS>(product, [&]() __attribute__((always_inline)) { sums_ahead.line(); }, [](std::size_t) {});
 }
 
-// The last product of a tile, beside which finished columns are written to `out`.
-template <std::size_t ROWS, typename Arithmetic, typename Value>
+// The last product of a tile, beside which finished columns are written to `out` and queries asked for.
+template <std::size_t ROWS, typename Arithmetic, typename Ahead, typename Value>
 __attribute__((noinline)) void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads,
-                                                const Rows& rows, const Tile& tile, Value) {
+                                                const Rows& rows, const Tile& tile, Ahead ahead, Value) {
     Writer<Value> writer(rows, heads, tile);
-    const std::size_t at_once = divide_up(tile.rows, product.depth);  // more than 1 with less than 14 heads, or 28 in int16
+    const std::size_t at_once =
+        divide_up(tile.rows, product.depth);  // above 1 with fewer than 14 heads, or 28 in int16
     multiply<ROWS>(
         product,
         [&]() __attribute__((always_inline)) {
             for (std::size_t i = 0; i < at_once; ++i) writer.row();
+            ahead.step();
         },
         [&](std::size_t columns) __attribute__((always_inline)) { writer.ready(columns); });
     writer.rest();
     writer.ends();
 }
-template <std::size_t ROWS, typename Arithmetic>
+template <std::size_t ROWS, typename Arithmetic, typename Ahead = NothingAhead>
 HR_INLINE void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
-                                const Tile& tile) {
-    with_type(rows.out, [&](auto value) { multiply_writing<ROWS>(product, heads, rows, tile, value); });
+                                const Tile& tile, Ahead ahead = {}) {
+    with_type(rows.out, [&](auto value) { multiply_writing<ROWS>(product, heads, rows, tile, ahead, value); });
 }
 
 // Calls compute(Constant<tile height>).
