@@ -151,7 +151,7 @@ def single_table(run: Run) -> str:
 def calls_table(run: Run) -> str:
     rows = []
     for heads, race in run.races(
-        "calls", "headroute", "float16", "stats", "top_heads", "partition"
+        "calls", "headroute", "float16", "float16-int16", "stats", "top_heads", "partition"
     ):
         us = {name: figure.ns_per_query / 1e3 for name, figure in race.items()}
         gain, target = us["headroute"] / us["float16"], FLOAT16_TARGETS.get(heads)
@@ -162,6 +162,8 @@ def calls_table(run: Run) -> str:
                 f"{us['headroute']:.3g}",
                 f"{us['float16']:.3g}",
                 f"{gain:.2f}{met}",
+                f"{us['float16-int16']:.3g}",
+                f"{us['headroute'] / us['float16-int16']:.2f}",
                 f"{us['stats']:.3g}",
                 f"{us['stats'] / us['headroute']:.2f}",
                 f"**{us['top_heads']:.3g}**",
@@ -169,7 +171,8 @@ def calls_table(run: Run) -> str:
                 f"**{us['partition'] / us['top_heads']:.2f}**",
             ]
         )
-    header = ["K", "project", "float16 in and out", "project / float16", "with stats"]
+    header = ["K", "project", "float16 in and out", "project / float16", "float16, int16"]
+    header += ["project / that", "with stats"]
     header += ["stats / project", "top_heads, k = 10", "route and argpartition", "that / top_heads"]
     return table(header, rows)
 

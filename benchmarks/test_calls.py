@@ -1,7 +1,8 @@
 """What headroute does beside plain float32 projection, each against how it would be done without.
 
-d = e = 384, τ = 0.1, all threads: float16 queries and results against float32 ones; statistics
-against the projection alone; the 10 heaviest heads against all weights and NumPy's partition.
+d = e = 384, τ = 0.1, all threads: float16 queries and results against float32 ones, also in int16;
+statistics against the projection alone; the 10 heaviest heads against all weights and NumPy's
+partition.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from arena import HoldRace, Result, contender
 from peers import router_runner
-from problem import Float32, Problem, Runner
+from problem import INT16_TOLERANCE, Float32, Problem, Runner
 
 from headroute import Router
 
@@ -30,6 +31,20 @@ def float16(problem: Problem) -> Runner:
     out = np.empty((problem.n_queries, router.answer_dim), np.float16)
     expected = router.project(queries.astype(np.float32)).astype(np.float16)
     np.testing.assert_array_equal(router.project(queries, out=out), expected)
+    return lambda: router.project(queries, out=out)
+
+
+def float16_int16(problem: Problem) -> Runner:
+    """Checked by itself: off by no more than int16 and one rounding to float16 explain."""
+    router = Router(
+        problem.centroids, problem.answers, temperature=problem.temperature, precision="int16"
+    )
+    queries = problem.queries.astype(np.float16)
+    out = np.empty((problem.n_queries, router.answer_dim), np.float16)
+    expected = _router(problem).project(queries.astype(np.float32))
+    np.testing.assert_allclose(
+        router.project(queries, out=out), expected, rtol=2**-11, atol=INT16_TOLERANCE
+    )
     return lambda: router.project(queries, out=out)
 
 
@@ -74,6 +89,7 @@ def _check_top(problem: Problem, weights: Float32) -> None:
 CONTENDERS: dict[str, Callable[[Problem], Callable[[], object]]] = {
     "headroute": lambda problem: problem.checked(router_runner(problem)),
     "float16": float16,
+    "float16-int16": float16_int16,
     "stats": stats,
     "top_heads": top_heads,
     "partition": partition,

@@ -15,12 +15,10 @@ import pytest
 from arena import HoldRace, Result, contender
 from ceilings import ARITHMETICS, COPY, ceiling, ceiling_contenders
 from peers import BF16_PEERS, PEERS, block_rows, router_runner, sgemm_runner
-from problem import Problem, Runner
+from problem import INT16_TOLERANCE, Problem, Runner
 
 HEADS = (16, 64, 256, 1024, 4096, 16384)
 SGEMM = 2048
-# Of one component; the answers have unit norm, and a whole row is off by about 1e-4.
-INT16_TOLERANCE = 1e-4
 CEILINGS = (*ARITHMETICS, COPY)
 RACE_SECONDS = 60.0  # a race takes at least 7 rounds, however long they last
 

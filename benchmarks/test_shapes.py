@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from arena import HoldRace, Result, contender
 from peers import router_runner
-from problem import Problem, Runner
+from problem import INT16_TOLERANCE, Problem, Runner
 
 HEADS = (256, 1024)
 SHAPES = ((384, 384), (768, 768), (1024, 1024), (384, 1024))  # (d, e)
 PRECISIONS = ("float32", "int16")
-INT16_TOLERANCE = 1e-4  # as in test_projection.py
 RACE_SECONDS = 20.0
 
 _OPERATIONS = 12.5e9  # 30 to 60 ms on the machine that this was tuned on

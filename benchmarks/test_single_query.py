@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from arena import HoldRace, Result, contender
 from peers import PEERS, router_runner
-from problem import Float32, Problem, Runner
+from problem import INT16_TOLERANCE, Float32, Problem, Runner
 
 from headroute import Router
 
 HEADS = (16, 64, 256, 1024, 16384)
-INT16_TOLERANCE = 1e-4  # as in test_projection.py
 RACE_SECONDS = 6.0
 
 
