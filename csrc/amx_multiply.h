@@ -39,10 +39,6 @@ struct BytePlanes {
         store_low_bytes(to, x);
         store_low_bytes(to + plane, x >> 8);
     }
-    HR_MEMBER static void store(Value* to, std::size_t plane, vint a, vint b) {
-        store(to, plane, a);
-        store(to + kLanes, plane, b);
-    }
     HR_MEMBER static void store(Value* to, std::size_t plane, std::int32_t x) {
         to[0] = static_cast<Value>(x);
         to[plane] = static_cast<Value>(x >> 8);
@@ -59,9 +55,8 @@ struct SignedBytes {
     static constexpr bool kLimited = false, kRowsAhead = false;
     static constexpr std::size_t kStep = kStrip;
     HR_MEMBER static vfloat dots(const float* p) { return to_float(load(reinterpret_cast<const std::int32_t*>(p))); }
-    HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) {
-        store_low_bytes(reinterpret_cast<std::uint8_t*>(to), a);
-        store_low_bytes(reinterpret_cast<std::uint8_t*>(to) + kLanes, b);
+    HR_MEMBER static void store(Value* to, std::size_t, vint x) {
+        store_low_bytes(reinterpret_cast<std::uint8_t*>(to), x);
     }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };

@@ -164,16 +164,14 @@ class FixedPacker {
     HR_MEMBER void round(const Query* from) {
         const std::size_t m = queries_.row();
         const vfloat bias = splat(kRoundBias + Arithmetic::kOrigin), scale = splat(scale_[m]);
-        for (std::size_t j = 0; j < kWidth; j += 2 * kLanes) {
-            const vfloat x[] = {load_query(from + j), load_query(from + j + kLanes)};
-            const vfloat biased[] = {fma(x[0], scale, bias), fma(x[1], scale, bias)};
-            Arithmetic::store(to_ + j, plane_, (vint)biased[0], (vint)biased[1]);
+        for (std::size_t j = 0; j < kWidth; j += kLanes) {
+            const vfloat x = load_query(from + j);
+            const vfloat biased = fma(x, scale, bias);
+            Arithmetic::store(to_ + j, plane_, (vint)biased);
             if (!want_rounding_) continue;
-            for (std::size_t i = 0; i < 2; ++i) {
-                float* squares = tile_.squares + m * kStrip + (j + i * kLanes) % kStrip;
-                const vfloat error = fma(x[i], scale, bias - biased[i]);
-                store(squares, fma(error, error, load(squares)));
-            }
+            float* squares = tile_.squares + m * kStrip + j % kStrip;
+            const vfloat error = fma(x, scale, bias - biased);
+            store(squares, fma(error, error, load(squares)));
         }
     }
     HR_MEMBER void round_partial(const Query* from, std::size_t n) {

@@ -41,7 +41,7 @@ struct Int16Weights {
     float* scales;        // [chain][ROWS]: pairs times these are weights
 };
 
-// The dots of one chain of a row → weights, with zeros up to a whole pair of vectors; returns their sum.
+// The dots of one chain of a row → weights; returns their sum.
 HR_INLINE float chain_weights(float* row, std::size_t row_stride, std::size_t heads, float maximum, float scale) {
     const vfloat m = splat(maximum), c = splat(scale);
     vfloat sum = zero();
@@ -58,9 +58,7 @@ HR_INLINE float chain_weights(float* row, std::size_t row_stride, std::size_t he
         const vfloat w = load_partial(p, heads - k, 0.0f);
         store(p, w);
         sum += w;
-        k += kLanes;
     }
-    if (k % (2 * kLanes) != 0) store(row + k / kStrip * row_stride + k % kStrip, zero());
     return reduce_add(sum);
 }
 
@@ -82,16 +80,11 @@ HR_INLINE void softmax_int16(const Tile& tile, const Int16Weights& weights, std:
             weights.scales[start / kIntChain * ROWS + m] = sum * (1.0f / kWeightTotal);
             std::int16_t* to = reinterpret_cast<std::int16_t*>(weights.pairs) + start * ROWS + m * kPairStrip;
             vfloat errors = zero();
-            for (std::size_t k = 0; k < n; k += 2 * kLanes) {
-                const auto weights_at = [&](std::size_t i) __attribute__((always_inline)) {
-                    return load(chain + i / kStrip * ROWS * kStrip + i % kStrip);
-                };
-                const vfloat w[] = {weights_at(k), weights_at(k + kLanes)};
-                const vfloat biased[] = {fma(w[0], splat(factor), bias), fma(w[1], splat(factor), bias)};
-                store_low_halves(to + k / kPairStrip * ROWS * kPairStrip + k % kPairStrip, (vint)biased[0],
-                                 (vint)biased[1]);
-                if (!want_rounding) continue;
-                for (std::size_t i = 0; i < 2; ++i) errors += abs(fma(w[i], splat(factor), bias - biased[i]));
+            for (std::size_t k = 0; k < n; k += kLanes) {
+                const vfloat w = load(chain + k / kStrip * ROWS * kStrip + k % kStrip);
+                const vfloat biased = fma(w, splat(factor), bias);
+                store_low_halves(to + k / kPairStrip * ROWS * kPairStrip + k % kPairStrip, (vint)biased);
+                if (want_rounding) errors += abs(fma(w, splat(factor), bias - biased));
             }
             if (want_rounding) tile.weight_rounding[m] += reduce_add(errors) * (sum * (1.0f / kWeightTotal));
         }

@@ -63,7 +63,7 @@ struct Int16Pairs {
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
 
     // How rows are rounded (fixed_packer.h): values in an element, planes, the largest value, what is added to them,
-    // whether sums need the heads' limits to fit, whether queries are asked for by QueriesAhead, and two vectors of
+    // whether sums need the heads' limits to fit, whether queries are asked for by QueriesAhead, and a vector of
     // them stored; another plane is `plane` values further.
     using Value = std::int16_t;
     static constexpr std::size_t kValues = 2, kPlanes = 1;
@@ -71,7 +71,7 @@ struct Int16Pairs {
     static constexpr bool kLimited = true, kRowsAhead = true;
     static constexpr std::size_t kStep = 1;
     HR_MEMBER static vfloat dots(const float* p) { return load(p); }  // a vector of them, as a product leaves them
-    HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) { store_low_halves(to, a, b); }
+    HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_halves(to, x); }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
 #if defined(__AVX512VNNI__)
@@ -89,10 +89,7 @@ struct Int8Quads {
     static constexpr bool kLimited = false, kRowsAhead = false;
     static constexpr std::size_t kStep = 1;
     HR_MEMBER static vfloat dots(const float* p) { return load(p); }
-    HR_MEMBER static void store(Value* to, std::size_t, vint a, vint b) {
-        store_low_bytes(to, a);
-        store_low_bytes(to + kLanes, b);
-    }
+    HR_MEMBER static void store(Value* to, std::size_t, vint x) { store_low_bytes(to, x); }
     HR_MEMBER static void store(Value* to, std::size_t, std::int32_t x) { *to = static_cast<Value>(x); }
 };
 #endif

@@ -71,18 +71,11 @@ HR_INLINE unsigned at_least(vfloat a, float b) {
 // Adding this rounds a float of at most 2^22 to the nearest integer, and leaves that integer in the low bits.
 constexpr float kRoundBias = 0x1.8p23f;
 
-// The low 16 bits of every lane of two vectors.
-HR_INLINE void store_low_halves(std::int16_t* p, vint a, vint b) {
-#if defined(__AVX512F__)  // one shuffle for both: 3 % of int16 at K = 16
-    typedef std::int16_t vshort __attribute__((vector_size(4 * kLanes)));
-    vshort even;
-    for (std::size_t i = 0; i < 2 * kLanes; ++i) even[i] = static_cast<std::int16_t>(2 * i);
-    _mm512_storeu_si512(p, _mm512_permutex2var_epi16((__m512i)a, (__m512i)even, (__m512i)b));
-#else
-    typedef std::int16_t vshort __attribute__((vector_size(2 * kLanes)));
-    const vshort low[] = {__builtin_convertvector(a, vshort), __builtin_convertvector(b, vshort)};
-    __builtin_memcpy(p, low, sizeof low);
-#endif
+// The low 16 bits of every lane.
+typedef std::int16_t vshort __attribute__((vector_size(2 * kLanes)));
+HR_INLINE void store_low_halves(std::int16_t* p, vint v) {
+    const vshort low = __builtin_convertvector(v, vshort);
+    __builtin_memcpy(p, &low, sizeof low);
 }
 
 // a > b ? a : b, also for NaN.
