@@ -127,7 +127,8 @@ def _scatter(axes: Any, marks: list[Mark], colour: str, marker: str, size: int, 
 
 
 def _name_heads(axes: Any, marks: list[Mark]) -> None:
-    """K below each mark, away from a neighbour that is near."""
+    """K below each mark, away from a neighbour that is near; the first to its right, since at 16
+    heads float32 is close below int16."""
     marks = sorted(marks)
     for i, (x, y, heads) in enumerate(marks):
         near_left = i > 0 and x < 2 * marks[i - 1][0]
@@ -135,10 +136,10 @@ def _name_heads(axes: Any, marks: list[Mark]) -> None:
         axes.annotate(
             f"{heads:,}" if i else f"K = {heads:,}",
             (x, y),
-            xytext=(4 if near_left else -4 if near_right else 0, -7),
+            xytext=(7, 0) if i == 0 else (4 if near_left else -4 if near_right else 0, -7),
             textcoords="offset points",
-            ha="left" if near_left else "right" if near_right else "center",
-            va="top",
+            ha="left" if near_left or i == 0 else "right" if near_right else "center",
+            va="top" if i else "center",
             color=TEXT,
             fontsize=8,
         )
