@@ -113,8 +113,7 @@ one query below 5 million multiply-adds (6,500 heads), all of them above; onnxru
         tables.calls_table,
         """µs a query, d = e = 384, τ = 0.1, N up to 50,000. The best heads are those of `top_heads`, and of `route` into memory that is
 used again with NumPy's argpartition, which holds N×K weights and does not care for ties. "float16, int16" is float16 in and out
-with `precision="int16"`: rows that float16 leaves off by 2.0e-4, 1.9e-4 and 1.1e-4 of the largest answer (K = 16, 64 and 1,024) are
-off by 2.1e-4, 2.1e-4 and 1.2e-4.""",
+with `precision="int16"`; what that adds to float16's own error is in docs/decisions/0017.""",
     ),
     Section(
         "Instruction sets and threads",
