@@ -231,7 +231,7 @@ def test_plans(isa, rng):
     router = Router(centroids, answers, tolerance=0.02)
     assert router.plan(1e-5).precision == "float32"
     assert "is below what float32 itself promises" in router.plan(1e-5).reason
-    assert Router(centroids[:20], answers[:20], tolerance=0.02).plan().precision == "float32"
+    assert Router(centroids[:15], answers[:15], tolerance=0.02).plan().precision == "float32"
     forced = Router(centroids, answers, tolerance=0.02, precision="float32")
     assert forced.plan().precision == "float32"
 
