@@ -26,6 +26,9 @@ constexpr std::size_t kScreenedPassRows = 168;
 // Output larger than this leaves the caches before anybody reads it: do not fetch its lines in order to overwrite them.
 constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
 
+// Heads larger than this do not stay in L3 between two units.
+constexpr std::size_t kCacheBytes = std::size_t{16} << 20;
+
 // Below this many multiply-adds (about 100 µs) a second thread costs more than it brings.
 constexpr double kSerialMultiplyAdds = 5e6;
 
@@ -85,6 +88,35 @@ Rows rows_of(const Batch& batch, std::size_t columns, std::size_t first, std::si
     rows.scratch = scratch;
     return rows;
 }
+
+// What a thread takes from the counter: unit i is tiles [begin(i), begin(i + 1)). Two for each thread let a slow one be
+// helped. With one block of heads the last is smaller than the others, since threads begin one after another (10 % of
+// 100 µs). With more, each unit has to fetch all heads, so units are equal, and one for each thread where the `bytes`
+// of heads do not stay in L3 between two. docs/decisions/0018.
+class Units {
+   public:
+    Units(const PackedHeads& heads, std::size_t bytes, std::size_t tiles, std::size_t most, std::size_t n_threads)
+        : tiles_(tiles), equal_(heads.n_blocks > 1) {
+        if (equal_) {
+            const std::size_t wanted = bytes <= kCacheBytes ? 2 * n_threads : n_threads;
+            count_ = std::min(round_up(std::max(wanted, divide_up(tiles, most)), n_threads), tiles);
+            largest_ = divide_up(tiles, count_);
+        } else {
+            largest_ = std::min(tiles / (2 * n_threads) + 1, most);
+            count_ = divide_up(tiles, largest_);
+        }
+    }
+    std::size_t count() const { return count_; }
+    std::size_t largest() const { return largest_; }  // tiles
+    std::size_t begin(std::size_t unit) const {
+        return equal_ ? unit * tiles_ / count_ : std::min(unit * largest_, tiles_);
+    }
+
+   private:
+    const std::size_t tiles_;
+    const bool equal_;
+    std::size_t count_, largest_;
+};
 
 // Fewer tiles than threads: all threads work on each tile, first on blocks of heads, then on panels of the result.
 // Units are taken in order, so whoever waits for a tile's blocks waits for work that has begun.
@@ -169,13 +201,10 @@ Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& 
         }
     }
 
-    // A unit is what a thread takes from the counter. Two for each thread let a slow one be helped; with four, heads
-    // that do not fit into L3 are fetched twice as often (2 to 4 % at K = 16,384).
-    const std::size_t busy = std::min(wanted, tiles);
-    const std::size_t unit_rows =
-        std::clamp(round_up(batch.n / (2 * busy) + 1, height), height, multiple_of(height, kMaxPassRows));
-    const std::size_t n_units = divide_up(batch.n, unit_rows);
-    const std::size_t n_threads = std::min(busy, n_units);
+    const std::size_t n_threads = std::min(wanted, tiles);
+    const Units units(heads, heads_.data_elements * sizeof(float), tiles, multiple_of(height, kMaxPassRows) / height,
+                      n_threads);
+    const std::size_t unit_rows = units.largest() * height;
 
     const std::size_t slot_bytes = slot_floats(heads, height) * sizeof(float);
     const std::size_t fitting_rows = multiple_of(height, kPassBytes / slot_bytes * height);
@@ -194,15 +223,16 @@ Outcome Engine::run(Task task, const Batch& batch, const std::function<bool()>& 
     const std::size_t out_bytes = batch.n * columns * (batch.out.half ? 2 : 4);
     const bool stream = task == Task::project && heads.precision != Precision::screened && out_bytes > kStreamBytes;
     const auto unit = [&](std::size_t index, std::size_t thread) {
-        const std::size_t first = index * unit_rows;
+        const std::size_t first = units.begin(index) * height;
+        const std::size_t end = std::min(units.begin(index + 1) * height, batch.n);
         if (ending.stopped() || first > ending.bad_row()) return;  // rows before the first bad one are still looked at
-        Rows rows = rows_of(batch, columns, first, std::min(unit_rows, batch.n - first), scratch[thread].get());
+        Rows rows = rows_of(batch, columns, first, end - first, scratch[thread].get());
         rows.pass_rows = pass_rows;
         rows.stream = stream;
         const std::size_t bad = compute(heads, rows, ending.interrupt(thread));
         if (bad != kNoBadRow) ending.meet_bad_row(first + bad);
     };
-    parallel_for(n_units, n_threads, unit, [&] { ending.poll(); });
+    parallel_for(units.count(), n_threads, unit, [&] { ending.poll(); });
     return ending.outcome();
 }
 

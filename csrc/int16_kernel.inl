@@ -107,7 +107,7 @@ HR_INLINE void project_block_int16(const PackedHeads& heads, const Rows& rows, c
         multiply_fetching<ROWS>(dots, heads, tile);
     softmax_int16<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.rounding != nullptr);
     const auto mix = mix_product<Int16Pairs>(heads, block, tile, weights.pairs, kChainPairs, weights.scales);
-    if (!block.is_last) return multiply_alone<ROWS>(mix);
+    if (!block.is_last) return multiply_asking<ROWS>(mix, heads, rows, block, tile);
     const QueriesAhead ahead(rows, heads, next, true, mix.depth * divide_up(mix.columns, kPanel));
     multiply_writing<ROWS>(mix, heads, rows, tile, ahead);
     write_roundings(rows, tile);

@@ -222,7 +222,7 @@ HR_INLINE void project_block(const PackedHeads& heads, const Rows& rows, const B
         multiply_fetching<ROWS>(dots, heads, tile);
     softmax_block<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.stats != nullptr);
     const auto mix = mix_product<Float32>(heads, block, tile, weights, block.heads, nullptr);
-    if (!block.is_last) return multiply_alone<ROWS>(mix);
+    if (!block.is_last) return multiply_asking<ROWS>(mix, heads, rows, block, tile);
     multiply_writing<ROWS>(mix, heads, rows, tile);
     if (rows.stats != nullptr) write_stats(rows, tile);
 }

@@ -164,6 +164,8 @@ HR_INLINE void raise_maximum(const Tile& tile, std::size_t m, float maximum, std
     for (std::size_t i = 0; i < e; i += kLanes) store(sums + i, load(sums + i) * decay);
 }
 
+constexpr std::size_t kLineBytes = 64;
+
 // Asks for a tile's sums, which were last touched a pass of rows ago and are in L3: 2 to 3 % at K = 1,024.
 class SumsAhead {
    public:
@@ -198,8 +200,6 @@ class QueriesAhead {
     }
 
    private:
-    static constexpr std::size_t kLineBytes = 64;
-
     HR_MEMBER void line() {
         if (rows_left_ == 0) return;
         __builtin_prefetch(row_ + at_);
@@ -217,6 +217,33 @@ class QueriesAhead {
 };
 struct NothingAhead {
     HR_MEMBER void step() {}
+};
+
+// Asks for a tile's share of the next block, which may have to come from memory: 6 % at K = 100,000 where a pass has
+// only 4 tiles, nothing where it has 72. docs/decisions/0018.
+class BlockAhead {
+   public:
+    template <typename Element>
+    HR_MEMBER BlockAhead(const PackedHeads& heads, const Rows& rows, const Block<Element>& block, const Tile& tile,
+                         std::size_t steps) {
+        const auto next = block_at<Element>(heads, block.first / heads.block_heads + 1);
+        const std::size_t lines = divide_up(sizeof(Element) * block_elements(heads, next.heads, kLanes), kLineBytes);
+        const std::size_t start = tile.first / rows.pass_rows * rows.pass_rows;
+        const std::size_t pass = min(rows.pass_rows, rows.n - start);
+        const auto share = [&](std::size_t row) { return lines * (row - start) / pass; };
+        line_ = reinterpret_cast<const char*>(next.centroids) + share(tile.first) * kLineBytes;
+        lines_left_ = share(tile.first + tile.rows) - share(tile.first);
+        at_once_ = divide_up(lines_left_, steps);
+    }
+
+    HR_MEMBER void step() {
+        for (std::size_t i = 0; i < at_once_ && lines_left_ > 0; ++i, --lines_left_, line_ += kLineBytes)
+            __builtin_prefetch(line_);
+    }
+
+   private:
+    const char* line_;
+    std::size_t lines_left_, at_once_;
 };
 
 // A vector to where `out` is, in either type of it; past the caches if told so.
@@ -379,6 +406,14 @@ __attribute__((noinline)) void multiply_fetching(const Product<Arithmetic>& prod
                                                  const Tile& tile) {
     SumsAhead sums_ahead(tile, ROWS * sum_stride(heads.answer_dim));
     multiply<ROWS>(product, [&]() __attribute__((always_inline)) { sums_ahead.line(); }, [](std::size_t) {});
+}
+
+// A product beside which the next block is asked for.
+template <std::size_t ROWS, typename Arithmetic, typename Element>
+__attribute__((noinline)) void multiply_asking(const Product<Arithmetic>& product, const PackedHeads& heads,
+                                               const Rows& rows, const Block<Element>& block, const Tile& tile) {
+    BlockAhead ahead(heads, rows, block, tile, product.depth * divide_up(product.columns, kPanel));
+    multiply<ROWS>(product, [&]() __attribute__((always_inline)) { ahead.step(); }, [](std::size_t) {});
 }
 
 // The last product of a tile, beside which finished columns are written to `out` and queries asked for.

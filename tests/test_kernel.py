@@ -59,6 +59,18 @@ def test_same_bits_in_any_batch(isa, rng, n_heads, d, e):
         assert (method(queries[::-1]) == whole[::-1]).all()
 
 
+@pytest.mark.parametrize("precision", ["float32", "int16"])
+def test_same_bits_with_heads_larger_than_the_caches(isa, rng, precision):
+    """Each thread then has one share of the rows."""
+    heads = rng.standard_normal((2, 2300, 1900), dtype=np.float32)
+    router = Router(*heads, temperature=0.05, precision=precision)
+    queries = rng.standard_normal((127, 1900), dtype=np.float32)
+    whole = router.project(queries, num_threads=1)
+    for threads in (2, 3, 7):
+        assert (router.project(queries, num_threads=threads) == whole).all(), threads
+    assert (np.vstack([router.project(queries[i : i + 9]) for i in range(0, 127, 9)]) == whole).all()
+
+
 @pytest.mark.parametrize("e", [7, 16, 17, 31, 500])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_same_bits_past_the_caches(isa, rng, e, dtype):
