@@ -68,7 +68,9 @@ def test_same_bits_with_heads_larger_than_the_caches(isa, rng, precision):
     whole = router.project(queries, num_threads=1)
     for threads in (2, 3, 7):
         assert (router.project(queries, num_threads=threads) == whole).all(), threads
-    assert (np.vstack([router.project(queries[i : i + 9]) for i in range(0, 127, 9)]) == whole).all()
+    assert (
+        np.vstack([router.project(queries[i : i + 9]) for i in range(0, 127, 9)]) == whole
+    ).all()
 
 
 @pytest.mark.parametrize("e", [7, 16, 17, 31, 500])
