@@ -41,7 +41,7 @@ Race = dict[str, Figure]
 
 
 class Run:
-    """The figures of a run, or of several: suite → heads → contender. A suite of a later run takes
+    """The figures of a run, or of several: suite → heads → contender. A race of a later run takes
     the place of an earlier one's, so that ratios are of one run always.
     """
 
@@ -59,7 +59,8 @@ class Run:
                     entry["stats"]["median"], facts["queries"], facts["flop"], facts
                 )
                 self.foreign_load = max(self.foreign_load, facts["foreign_load"] or 0.0)
-            self._suites |= suites
+            for suite, races in suites.items():
+                self._suites.setdefault(suite, {}).update(races)
 
     def races(self, suite: str, *needed: str) -> Iterator[tuple[int, Race]]:
         """A suite's races by number of heads, those in which everyone `needed` took part."""
