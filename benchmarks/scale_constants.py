@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from problem import DIM, Problem
 from race import Runner, race
 
-from headroute import Router, get_num_threads
+from headroute import Router, aligned_empty, get_num_threads
 
 HEADS = (64, 1_024, 16_384)
 TOP = 8  # heads of a top-k result
@@ -154,7 +154,9 @@ def _kernel(problem: Problem, counts: list[int]) -> tuple[dict[tuple[str, int], 
     exact = Router(problem.centroids, problem.answers, **options)
     fast = Router(problem.centroids, problem.answers, precision="int16", **options)
     halves = problem.queries.astype(np.float16)
-    out = {dtype: np.empty((problem.n_queries, DIM), dtype) for dtype in (np.float32, np.float16)}
+    out = {
+        dtype: aligned_empty((problem.n_queries, DIM), dtype) for dtype in (np.float32, np.float16)
+    }
     weights = np.empty((problem.n_queries, problem.n_heads), np.float32)
     largest = float(np.linalg.norm(problem.answers, axis=1).max())
     runners: dict[tuple[str, int], Runner] = {}

@@ -14,7 +14,7 @@ from arena import HoldRace, Result, contender
 from peers import router_runner
 from problem import INT16_TOLERANCE, Float32, Problem, Runner
 
-from headroute import Router
+from headroute import Router, aligned_empty
 
 HEADS = (16, 64, 1024, 16384)
 TOP = 10
@@ -28,7 +28,7 @@ def _router(problem: Problem) -> Router:
 def float16(problem: Problem) -> Runner:
     """Checked by itself: the float32 result of the same queries, rounded once."""
     router, queries = _router(problem), problem.queries.astype(np.float16)
-    out = np.empty((problem.n_queries, router.answer_dim), np.float16)
+    out = aligned_empty((problem.n_queries, router.answer_dim), np.float16)
     expected = router.project(queries.astype(np.float32)).astype(np.float16)
     np.testing.assert_array_equal(router.project(queries, out=out), expected)
     return lambda: router.project(queries, out=out)
@@ -40,7 +40,7 @@ def float16_int16(problem: Problem) -> Runner:
         problem.centroids, problem.answers, temperature=problem.temperature, precision="int16"
     )
     queries = problem.queries.astype(np.float16)
-    out = np.empty((problem.n_queries, router.answer_dim), np.float16)
+    out = aligned_empty((problem.n_queries, router.answer_dim), np.float16)
     expected = _router(problem).project(queries.astype(np.float32))
     np.testing.assert_allclose(
         router.project(queries, out=out), expected, rtol=2**-11, atol=INT16_TOLERANCE
@@ -50,7 +50,7 @@ def float16_int16(problem: Problem) -> Runner:
 
 def stats(problem: Problem) -> Runner:
     router = _router(problem)
-    out = np.empty((problem.n_queries, router.answer_dim), np.float32)
+    out = aligned_empty((problem.n_queries, router.answer_dim))
     return problem.checked(lambda: router.project(problem.queries, out=out, stats=True)[0])
 
 

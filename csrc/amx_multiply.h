@@ -30,6 +30,7 @@ constexpr std::size_t kRowsBeside = 1;
 template <bool SIGNED_ROWS>
 struct BytePlanes {
     using Element = std::int32_t;
+    static constexpr bool kInRegisters = false;
 
     using Value = std::uint8_t;
     static constexpr std::size_t kValues = 4, kPlanes = 2;

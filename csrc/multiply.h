@@ -50,6 +50,7 @@ HR_INLINE constexpr std::size_t min(std::size_t a, std::size_t b) { return a < b
 struct Float32 {
     using Element = float;
     using Vector = vfloat;
+    static constexpr bool kInRegisters = true;  // sums, when their chain ends
     HR_MEMBER static Vector splat(Element x) { return ::splat(x); }
     HR_MEMBER static Vector multiply_add(Vector a, Vector b, Vector sum) { return fma(a, b, sum); }
     HR_MEMBER static vfloat value(Vector sum) { return sum; }
@@ -58,6 +59,7 @@ struct Float32 {
 struct Int16Pairs {
     using Element = std::int32_t;
     using Vector = vint;
+    static constexpr bool kInRegisters = true;
     HR_MEMBER static vpair splat(Element x) { return splat_pair(x); }
     HR_MEMBER static Vector multiply_add(vpair a, Vector b, Vector sum) { return add_pairs(a, b, sum); }
     HR_MEMBER static vfloat value(Vector sum) { return to_float(sum); }
@@ -96,7 +98,7 @@ struct Int8Quads {
 
 // Where a product goes: element (row, column) is at data[row · row_stride + column / 16 · strip_stride + column % 16].
 struct Target {
-    float* data;
+    float* data;  // or half, if the product's results are left as that
     std::size_t row_stride;
     std::size_t strip_stride;
     bool add;            // to what is there, instead of replacing it
@@ -112,16 +114,23 @@ struct Product {
     Target target;
 };
 
+// How results are left at a target.
+struct Stored {
+    using Value = float;
+    static constexpr bool kAdds = true;  // it may be asked to add
+    HR_MEMBER void operator()(float* p, std::size_t, vfloat sum) const { store(p, sum); }
+};
+
 // Columns [column, column + VECTORS · kLanes) of the product of ROWS rows over one chain.
 //   strips   [depth / 16][ROWS][16]
 //   panels   vector j of column k at panels + (j / 2) · panel_stride + k · width + (j % 2) · kLanes,
 //            width = kPanel, or kLanes for the half panel (VECTORS == 1)
 // Calls beside() at every k: room for a load and a store or two of somebody else, since a step is bound by its ROWS ·
 // VECTORS multiply-adds and leaves most of the load and store ports idle.
-template <typename Arithmetic, std::size_t ROWS, std::size_t VECTORS, typename Beside>
+template <typename Arithmetic, std::size_t ROWS, std::size_t VECTORS, typename Beside, typename Leave>
 HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const typename Arithmetic::Element* panels,
                               std::size_t panel_stride, std::size_t depth, std::size_t column, const Target& target,
-                              Beside beside) {
+                              Beside beside, const Leave& leave) {
     constexpr std::size_t kWidth = VECTORS == 1 ? kLanes : kPanel;
     using Vector = typename Arithmetic::Vector;
     Vector acc[ROWS][VECTORS];
@@ -156,7 +165,8 @@ HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const 
 
     // Two loops without a branch inside, and no address of an accumulator taken: GCC would keep all of them in memory.
     const auto finish = [&](auto combine) __attribute__((always_inline)) {
-        float* row = target.data + column / kStrip * target.strip_stride + column % kStrip;
+        using Value = typename Leave::Value;
+        Value* row = reinterpret_cast<Value*>(target.data) + column / kStrip * target.strip_stride + column % kStrip;
         // GCC would find the addresses of all accumulators before the product, and keep them on the stack.
         __asm__("" : "+r"(row));
 #pragma GCC unroll 16
@@ -164,27 +174,33 @@ HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const 
 #pragma GCC unroll 8
             for (std::size_t j = 0; j < VECTORS; ++j) {
                 const std::size_t at = j * kLanes;  // a panel never crosses the end of a strip but at its own middle
-                float* p = row + at / kStrip * target.strip_stride + at % kStrip;
-                store(p, combine(p, m, Arithmetic::value(acc[m][j])));
+                Value* p = row + at / kStrip * target.strip_stride + at % kStrip;
+                leave(p, m, combine(p, m, Arithmetic::value(acc[m][j])));
             }
     };
     const float* scale = target.scale;
-    if (scale != nullptr && target.add)
-        finish([scale](const float* p, std::size_t m, vfloat sum)
-                   __attribute__((always_inline)) { return fma(sum, splat(scale[m]), load(p)); });
-    else if (scale != nullptr)
-        finish([scale](const float*, std::size_t m, vfloat sum)
+    if constexpr (Leave::kAdds) {
+        if (target.add) {
+            if (scale != nullptr)
+                finish([scale](const float* p, std::size_t m, vfloat sum)
+                           __attribute__((always_inline)) { return fma(sum, splat(scale[m]), load(p)); });
+            else
+                finish([](const float* p, std::size_t, vfloat sum)
+                           __attribute__((always_inline)) { return load(p) + sum; });
+            return;
+        }
+    }
+    if (scale != nullptr)
+        finish([scale](const void*, std::size_t m, vfloat sum)
                    __attribute__((always_inline)) { return sum * splat(scale[m]); });
-    else if (target.add)
-        finish([](const float* p, std::size_t, vfloat sum) __attribute__((always_inline)) { return load(p) + sum; });
     else
-        finish([](const float*, std::size_t, vfloat sum) __attribute__((always_inline)) { return sum; });
+        finish([](const void*, std::size_t, vfloat sum) __attribute__((always_inline)) { return sum; });
 }
 
 // The whole product of ROWS rows: full panels, then the half panel if there is one. Calls beside() at every k of every
 // chain, and done(columns) each time that so many columns are complete.
-template <std::size_t ROWS, typename Arithmetic, typename Beside, typename Done>
-HR_INLINE void multiply(const Product<Arithmetic>& product, Beside beside, Done done) {
+template <std::size_t ROWS, typename Arithmetic, typename Beside, typename Done, typename Leave = Stored>
+HR_INLINE void multiply(const Product<Arithmetic>& product, Beside beside, Done done, const Leave& leave = {}) {
     const auto [strips, panels, depth, chain, columns, target] = product;
     constexpr std::size_t kWide = ROWS == 1 ? 8 : ROWS == kFewRows && kLanes == 16 ? 4 : 2;
     const std::size_t padded = round_up(columns, kLanes);
@@ -197,7 +213,7 @@ HR_INLINE void multiply(const Product<Arithmetic>& product, Beside beside, Done 
         for (std::size_t start = 0; start < depth;
              start += chain, part.add = true, part.scale += part.scale == nullptr ? 0 : ROWS)
             multiply_chain<Arithmetic, ROWS, kVectors>(strips + start * ROWS, panel + start * kWidth, kPanel * depth,
-                                                       min(chain, depth - start), column, part, beside);
+                                                       min(chain, depth - start), column, part, beside, leave);
         column += kVectors * kLanes;
         done(min(column, columns));
     };

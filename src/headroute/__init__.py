@@ -8,6 +8,7 @@ from headroute._backends import available_backends, build_info
 from headroute._threads import get_num_threads, set_num_threads
 from headroute.evaluation import evaluate
 from headroute.functional import project_multi_head, route_query, visualize_routing
+from headroute.memory import aligned_empty
 from headroute.precision import Plan
 from headroute.prediction import Calibration, Prediction
 from headroute.ranking import RankedDocuments
@@ -30,6 +31,7 @@ __all__ = [
     "TopHeads",
     "TrainingRecord",
     "__version__",
+    "aligned_empty",
     "available_backends",
     "build_info",
     "evaluate",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from headroute import get_num_threads
 from headroute.database import Database, ImportResult
 from headroute.loading import DEFAULT_MODEL, load_encoder, router_of
+from headroute.memory import aligned_empty
 from headroute.pipeline import TrainReport, train
 from headroute.progress import progress_bar
 from headroute.qa_files import read_qa_file, read_test_file
@@ -146,7 +147,7 @@ def run_kernel(router: Router, questions: Float32, total: int) -> KernelReport:
     noise = rng.standard_normal((2 * BLOCK_ROWS, d), dtype=np.float32)
     noise *= np.float32(JITTER * length / np.sqrt(d))
     queries = np.empty((BLOCK_ROWS, d), np.float32)
-    projected = np.empty((BLOCK_ROWS, router.answer_dim), np.float32)
+    projected = aligned_empty((BLOCK_ROWS, router.answer_dim))
 
     def jitter() -> None:
         # Questions and noise are paired anew for each block.

@@ -16,6 +16,7 @@ from headroute._ready_heads import ReadyHeads
 from headroute._run import Kernel, Run
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
+from headroute.memory import aligned_empty
 from headroute.precision import Plan
 from headroute.prediction import Calibration, Prediction
 from headroute.ranking import RankedDocuments
@@ -151,7 +152,7 @@ class Router(ReadyHeads):
         tau, threads = self._options(temperature, num_threads)
         shape = (*array.shape[:-1], self.answer_dim)
         if out is None:
-            out = np.empty(shape, np.float32)
+            out = aligned_empty(shape)
         else:
             _validate.output(out, shape, array, halves=True)
         rows, projected = np.atleast_2d(array), np.atleast_2d(out)

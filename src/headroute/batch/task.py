@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from headroute import __version__, _validate
 from headroute._backends.reference import unit
+from headroute.memory import aligned_empty
 from headroute.router import Router
 
 OUTPUTS = ("projected", "weights", "top-k", "answers")
@@ -152,7 +153,7 @@ class Task:
 
     def empty(self, n: int) -> Columns:
         """Memory for the results of n queries, one array (n, width) a field."""
-        return tuple(np.empty((n, field.width), field.dtype) for field in self.fields)
+        return tuple(aligned_empty((n, field.width), field.dtype) for field in self.fields)
 
     def run(self, queries: npt.NDArray[Any], out: Columns) -> None:
         """Write the results of queries (n, d) to what `empty(n)` returned.
