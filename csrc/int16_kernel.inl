@@ -67,17 +67,23 @@ template <std::size_t ROWS>
 HR_INLINE void softmax_int16(const Tile& tile, const Int16Weights& weights, std::size_t heads, std::size_t e,
                              bool want_rounding) {
     const vfloat bias = splat(kRoundBias);
-    for (std::size_t m = 0; m < ROWS; ++m) {
-        float* row = weights.dots + m * kStrip;
-        raise_maximum(tile, m, row_maximum(row, ROWS * kStrip, heads), e);
-        for (std::size_t start = 0; start < heads; start += kIntChain) {
-            const std::size_t n = min(kIntChain, heads - start);
-            float* chain = row + start * ROWS;
+    for (std::size_t m = 0; m < ROWS; ++m)
+        raise_maximum(tile, m, row_maximum(weights.dots + m * kStrip, ROWS * kStrip, heads), e);
+    for (std::size_t start = 0; start < heads; start += kIntChain) {
+        const std::size_t n = min(kIntChain, heads - start);
+        float* const scales = weights.scales + start / kIntChain * ROWS;
+        float factors[ROWS];
+        for (std::size_t m = 0; m < ROWS; ++m) {
+            float* chain = weights.dots + m * kStrip + start * ROWS;
             const float sum = chain_weights(chain, ROWS * kStrip, n, tile.maximum[m], tile.scale[m]);
             tile.weight_sum[m] += sum;
             // A chain of next to nothing beside a sum of at least 1 is nothing.
-            const float factor = sum > 0x1p-100f ? kWeightTotal / sum : 0.0f;
-            weights.scales[start / kIntChain * ROWS + m] = sum * (1.0f / kWeightTotal);
+            factors[m] = sum > 0x1p-100f ? kWeightTotal / sum : 0.0f;
+            scales[m] = sum * (1.0f / kWeightTotal);
+        }
+        for (std::size_t m = 0; m < ROWS; ++m) {
+            const float* chain = weights.dots + m * kStrip + start * ROWS;
+            const float factor = factors[m];
             std::int16_t* to = reinterpret_cast<std::int16_t*>(weights.pairs) + start * ROWS + m * kPairStrip;
             vfloat errors = zero();
             for (std::size_t k = 0; k < n; k += kLanes) {
@@ -86,7 +92,7 @@ HR_INLINE void softmax_int16(const Tile& tile, const Int16Weights& weights, std:
                 store_low_halves(to + k / kPairStrip * ROWS * kPairStrip + k % kPairStrip, (vint)biased);
                 if (want_rounding) errors += abs(fma(w, splat(factor), bias - biased));
             }
-            if (want_rounding) tile.weight_rounding[m] += reduce_add(errors) * (sum * (1.0f / kWeightTotal));
+            if (want_rounding) tile.weight_rounding[m] += reduce_add(errors) * scales[m];
         }
     }
 }
