@@ -430,8 +430,8 @@ struct Finished {
 // Whether they can: a whole tile whose rows are whole vectors, which one chain completes; and past the caches rows
 // have to be whole lines.
 template <std::size_t ROWS, typename Arithmetic>
-HR_INLINE bool leaves_registers_finished(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
-                                         const Tile& tile) {
+HR_INLINE bool finishes_in_registers(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
+                                     const Tile& tile) {
     const std::size_t row_bytes = heads.answer_dim * (rows.out.half ? sizeof(half) : sizeof(float));
     return tile.rows == ROWS && heads.n_blocks == 1 && product.depth <= product.chain &&
            heads.answer_dim % kLanes == 0 &&
@@ -474,7 +474,7 @@ template <std::size_t ROWS, typename Arithmetic, typename Ahead = NothingAhead>
 HR_INLINE void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
                                 const Tile& tile, Ahead ahead = {}) {
     if constexpr (ROWS == kRows && Arithmetic::kInRegisters)
-        if (leaves_registers_finished<ROWS>(product, heads, rows, tile))
+        if (finishes_in_registers<ROWS>(product, heads, rows, tile))
             return with_type(rows.out, [&](auto value) __attribute__((always_inline)) {
                 using Value = decltype(value);
                 if (rows.stream)

@@ -132,7 +132,8 @@ class Router(ReadyHeads):
             queries: (N, d) or (d,).
             temperature: τ of this call, instead of the router's.
             out: where to write, and what to return: float32, or float16 (infinite from 65,520 on),
-                of the result's shape, C-contiguous, clear of the queries' memory.
+                of the result's shape, C-contiguous, clear of the queries' memory. Fastest in
+                memory of `headroute.aligned_empty`.
             num_threads: threads of this call, instead of `get_num_threads()`.
             return_bound: return (projected, bound); bound, (N,) or (), is certainly not below
                 ‖projected - exact‖ / max_k ‖a_k‖, before rounding to a float16 `out`.
