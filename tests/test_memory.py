@@ -13,7 +13,7 @@ def test_it_is_what_np_empty_returns(shape, dtype):
     assert (memory.shape, memory.dtype) == (expected.shape, expected.dtype)
     assert memory.flags.c_contiguous
     assert memory.flags.writeable
-    assert memory.ctypes.data % 64 == 0
+    assert memory.size == 0 or memory.ctypes.data % 64 == 0  # NumPy invents an address for nothing
 
 
 def test_results_begin_at_a_cache_line():
