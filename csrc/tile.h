@@ -408,10 +408,12 @@ __attribute__((noinline)) void multiply_fetching(const Product<Arithmetic>& prod
     multiply<ROWS>(product, [&]() __attribute__((always_inline)) { sums_ahead.line(); }, [](std::size_t) {});
 }
 
-// A product beside which the next block is asked for.
+// A product beside which the next block is asked for; not for a single row, which has as little to multiply as to read,
+// and reads from L3 faster alone: 10 % at K = 1,024.
 template <std::size_t ROWS, typename Arithmetic, typename Element>
 __attribute__((noinline)) void multiply_asking(const Product<Arithmetic>& product, const PackedHeads& heads,
                                                const Rows& rows, const Block<Element>& block, const Tile& tile) {
+    if constexpr (ROWS == 1) return multiply_alone<ROWS>(product);
     BlockAhead ahead(heads, rows, block, tile, product.depth * divide_up(product.columns, kPanel));
     multiply<ROWS>(product, [&]() __attribute__((always_inline)) { ahead.step(); }, [](std::size_t) {});
 }
