@@ -167,7 +167,7 @@ void run_shared(const PackedHeads& heads, const Kernel& kernel, const Batch& bat
 
 std::size_t Engine::packed_bytes() const {
     const PackedHeads& heads = heads_.packed;
-    const std::size_t rows = heads.centroid_rows == nullptr ? 0 : heads.n_heads * row_stride(heads.query_dim);
+    const std::size_t rows = heads.centroid_rows == nullptr ? 0 : (heads.n_heads + 1) * row_stride(heads.query_dim);
     return (heads_.data_elements + rows) * sizeof(float);
 }
 

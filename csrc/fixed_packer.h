@@ -68,7 +68,7 @@ class FixedPacker {
           plane_(tile.height * kWidth),
           row_scale_(rows.log2e_over_temperature / heads.centroid_scale),
           want_rounding_(rows.rounding != nullptr) {
-        for (std::size_t i = 0; i < tile.height * kStrip; i += kLanes) store(tile.squares + i, zero());
+        for (std::size_t i = 0; i < tile.rows * kStrip; i += kLanes) store(tile.squares + i, zero());
     }
 
     HR_MEMBER void line() {

@@ -330,17 +330,22 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
     }
 
     const std::size_t stride = row_stride(d);
-    heads.centroid_rows = allocate_floats(n_heads * stride);
+    heads.centroid_rows = allocate_floats((n_heads + 1) * stride);
     packed.centroid_rows = heads.centroid_rows.get();
     packed.dot_offsets = heads.dot_offsets.data();
     packed.search_order = heads.search_order.data();
     packed.answer_rows = answers;
     const FixedPoint around_mean(answers, e, mean_answer.data(), 1.0), a(answers, e, nullptr, 1.0);
     double answer_norm = 0.0;
-    for (std::size_t k = 0; k < n_heads; ++k) {
-        float* row = heads.centroid_rows.get() + k * stride;
-        std::copy_n(centroids + k * d, d, row);
+    const auto add_row = [&](std::size_t k, const auto* values) {
+        float* const row = heads.centroid_rows.get() + k * stride;
+        std::transform(values, values + d, row, [](auto x) { return static_cast<float>(x); });
         std::fill(row + d, row + stride, 0.0f);
+    };
+    add_row(n_heads, mean_centroid.data());
+    for (std::size_t k = 0; k < n_heads; ++k) {
+        const float* row = centroids + k * d;
+        add_row(k, row);
         if (kernel.screened.moved) {
             double sum = 0.0;
             for (std::size_t i = 0; i < d; ++i) sum += c.rounded(heads.search_order[k], i);

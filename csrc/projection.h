@@ -60,7 +60,7 @@ struct PackedHeads {
     // (Cauchy-Schwarz).
     const float* inverse_limits;
     // screened: the largest ‖ĉ - μ‖ and the largest error of its rounding; what is to be subtracted from a head's dots
-    // [K], in that order; and the rows themselves, ĉ [K, row_stride] with zeros beyond d, and a [K, e].
+    // [K], in that order; and the rows themselves, ĉ [K + 1, row_stride] with zeros beyond d, the last one μ, and a [K, e].
     double centroid_norm, centroid_rounding;
     const float* dot_offsets;
     const std::uint32_t* search_order;  // [K] the heads as they are packed: similar ones, often neighbours, far apart
@@ -219,9 +219,11 @@ constexpr std::size_t weight_scales(const PackedHeads& h, std::size_t max_rows) 
     return h.precision == Precision::int16 ? round_up(divide_up(h.block_heads, kIntChain) * max_rows, kStrip) : 0;
 }
 
-// screened: a query, padded, for the exact cosines.
-constexpr std::size_t query_floats(const PackedHeads& h) {
-    return h.precision == Precision::screened ? row_stride(h.query_dim) : 0;
+// screened: a query, padded, for the exact cosines; and what a list weighs.
+constexpr std::size_t search_floats(const PackedHeads& h) {
+    return h.precision == Precision::screened
+               ? row_stride(h.query_dim) + round_up(candidate_capacity(h.n_heads), kStrip)
+               : 0;
 }
 
 // A shared tile: a slot, and the dots of all blocks. Then the scratch of one thread at it.
@@ -236,7 +238,7 @@ constexpr std::size_t shared_scratch_floats(const PackedHeads& h, std::size_t ma
 // Scratch of one thread: the slots, and the weights of one tile.
 constexpr std::size_t scratch_floats(const PackedHeads& h, std::size_t pass_rows, std::size_t max_rows) {
     return tile_slots(h, pass_rows, max_rows) * slot_floats(h, max_rows) + weight_floats(h, max_rows) +
-           rounded_weights(h, max_rows) + weight_scales(h, max_rows) + query_floats(h);
+           rounded_weights(h, max_rows) + weight_scales(h, max_rows) + search_floats(h);
 }
 
 }  // namespace headroute

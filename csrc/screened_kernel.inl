@@ -1,17 +1,20 @@
 // The screened kernel: cosines of all heads in few bits, exact ones of the heads that may matter. Included by
 // kernel.inl after int16_kernel.inl.
 //
-//   ŝ[n,k]     cosines from int8 (or int16) rows; the true s[n,k] lies within β of it,
+//   ŝ[n,k]     cosines from int8 (or int16) rows, with the mean centroid subtracted; the true s[n,k] lies within β of it,
 //              β = ‖q̂ - q8‖ max ‖c‖ + (1 + ‖q̂ - q8‖) max ‖c - c8‖   (Cauchy-Schwarz, from measured roundings)
-//   u[n,k]     = 2^((ŝ[n,k] - max ŝ + 2β) · log2e / τ)   bounds what head k weighs beside the heaviest
-//   dropped    1. while searching: u so small that K heads like it may go          (an eighth of may_drop)
-//              2. of the rest, the lightest by u                                   (three eighths)
-//              3. of those whose exact cosine was taken, the lightest by weight    (a half)
+//   v[n,k]     = 2^((ŝ[n,k] - max ŝ) · log2e / τ), a head's weight as the search sees it; the true one, on the same
+//              scale, is at most 2^(β · log2e / τ) times as large
+//   dropped    1. at sight: v so small beside Σ v that K heads like it may go       (an eighth of may_drop)
+//              2. the lightest by v, when the list is full and when the search ends (kSearched of it, with those)
+//              3. of those whose exact cosine was taken, the lightest by weight     (what is left)
 //   p[n]       = Σ_kept (w / Σ_kept w) a, with w from exact cosines (float32)
 //
-// The error is the dropped part of the weight, at most, times the distance between two means of answers. That part is
-// added up and reported. A row that would keep more than kept_limit() heads is given up: it reports infinity, and the
-// caller projects it densely. What is kept depends on the row and the heads alone, so bits do too.
+// The error is the dropped part of the weight, at most, times the distance between two means of answers. The search
+// guesses: it takes Σ v for what all heads weigh. What it dropped is then held, by β, against the exact weights of
+// those that it left, and only what that proves is reported. A row that would keep more than kept_limit() heads, or
+// whose guess was wrong, is given up: it reports infinity, and the caller projects it densely. What is kept depends on
+// the row and the heads alone, so bits do too.
 //
 // Loop nest: blocks of heads, tiles of rows, as in projection_kernel.inl, without a second product; the last block's
 // tiles finish their rows one by one: lists of a few hundred heads, read a row of memory at a time. Half of the time is
@@ -38,8 +41,11 @@ using Screen = Int16Pairs;
 template <typename Query>
 using ScreenPacker = FixedPacker<Screen, Query>;
 
-// Exponents of 2 that a list is sorted into, by which the lightest are found.
-constexpr std::size_t kBuckets = 64;
+// The part of may_drop that the search may use; the rest is for the lightest by their exact cosines.
+constexpr float kSearched = 0.75f;
+
+// Weights below 2^-126 are 0: no head of a list may weigh that little.
+constexpr double kMostBits = 120.0;
 
 // The candidates of a row: heads and, at first, their screened dots.
 struct Candidates {
@@ -47,81 +53,182 @@ struct Candidates {
     std::uint32_t* heads;  // [capacity], as places in the search order until exact cosines are taken
 };
 
+HR_INLINE std::size_t list_stride(const PackedHeads& heads) {
+    return round_up(candidate_capacity(heads.n_heads), kStrip);
+}
+
 HR_INLINE Candidates candidates_of(const PackedHeads& heads, const Tile& tile, std::size_t m) {
-    const std::size_t capacity = round_up(candidate_capacity(heads.n_heads), kStrip);
-    float* const values = tile.candidates + 2 * m * capacity;
-    return {values, reinterpret_cast<std::uint32_t*>(values + capacity)};
+    const std::size_t stride = list_stride(heads);
+    float* const values = tile.candidates + 2 * m * stride;
+    return {values, reinterpret_cast<std::uint32_t*>(values + stride)};
 }
 
-// Numbers of a row that the search keeps in the tile: how many candidates, and how far below the maximum one may be.
-// A count above the capacity means that the row was given up.
-HR_INLINE float& count_of(const Tile& tile, std::size_t m) { return tile.weight_sum[m]; }
-HR_INLINE float& reach_of(const Tile& tile, std::size_t m) { return tile.weight_rounding[m]; }
+// A row's search; it has the place of the row's squares.
+struct __attribute__((may_alias)) Search {
+    std::size_t n;     // candidates; more than the list may have: the row was given up
+    float maximum;     // dot so far
+    float least;       // dot of a candidate: what is below goes at sight
+    float reach;       // how many times lighter than all together it then is, at least: an exponent of 2
+    float margin;      // β, in exponents of 2
+    float dropped;     // Σ v of what was on the list and is no more, at most,
+    float dropped_at;  // for this maximum
+};
 
-// Keeps the candidates with values of at least `least`; returns how many.
-HR_INLINE std::size_t keep_from(const Candidates& list, std::size_t n, float least) {
-    std::size_t kept = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-        list.values[kept] = list.values[i];
-        list.heads[kept] = list.heads[i];
-        kept += list.values[i] >= least;
-    }
-    return kept;
+HR_INLINE Search& search_of(const Tile& tile, std::size_t m) {
+    static_assert(sizeof(Search) <= kStrip * sizeof(float), "");
+    return *reinterpret_cast<Search*>(tile.squares + m * kStrip);
 }
 
-// Puts the lanes of `mask` behind the first n of a list; lane 0 is head `first`. Writes a whole vector.
-HR_INLINE void append(const Candidates& list, std::size_t n, vfloat values, std::uint32_t first, unsigned mask) {
+HR_INLINE bool given_up(const PackedHeads& heads, const Search& search) {
+    return search.n > candidate_capacity(heads.n_heads);
+}
+HR_INLINE void give_up(const PackedHeads& heads, Search& search) { search.n = candidate_capacity(heads.n_heads) + 1; }
+
+// Puts the lanes of `mask` behind the first n of a list, and returns how many there are then. Writes a whole vector.
+HR_INLINE std::size_t append(const Candidates& list, std::size_t n, vfloat values, vint heads, unsigned mask) {
 #if defined(__AVX512F__)
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i heads = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));
     const auto m = static_cast<__mmask16>(mask);
     store(list.values + n, (vfloat)_mm512_maskz_compress_ps(m, (__m512)values));
-    _mm512_storeu_si512(list.heads + n, _mm512_maskz_compress_epi32(m, heads));
+    _mm512_storeu_si512(list.heads + n, _mm512_maskz_compress_epi32(m, (__m512i)heads));
+    return n + static_cast<std::size_t>(__builtin_popcount(mask));
 #else
     for (; mask != 0; mask &= mask - 1, ++n) {
         const auto lane = static_cast<unsigned>(__builtin_ctz(mask));
         list.values[n] = values[lane];
-        list.heads[n] = first + lane;
+        list.heads[n] = static_cast<std::uint32_t>(heads[lane]);
     }
+    return n;
 #endif
 }
 
-// 2β, in exponents of 2, of a row that was rounded by `rounding`.
+// Keeps those of a list's n candidates for which by[i] >= least; returns how many. Reads whole vectors.
+HR_INLINE std::size_t keep_from(const Candidates& list, const float* by, std::size_t n, float least) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < n; i += kLanes) {
+        const unsigned real = n - i < kLanes ? (1u << (n - i)) - 1 : ~0u;
+        const vint heads = load(reinterpret_cast<const std::int32_t*>(list.heads + i));
+        kept = append(list, kept, load(list.values + i), heads, at_least(load(by + i), least) & real);
+    }
+    return kept;
+}
+
+// 2^x for any x; 0 or infinity where float has no such number.
+HR_INLINE float power_of_2(float x) {
+    const float p = reduce_max(exp2_nonpositive(splat(x < 0.0f ? x : -x)));
+    return x < 0.0f ? p : 1.0f / p;
+}
+
+// The first n numbers of a list from i on, a vector of them; `rest` in the lanes behind the last.
+HR_INLINE vfloat load_list(const float* list, std::size_t i, std::size_t n, float rest) {
+    return n - i < kLanes ? load_partial(list + i, n - i, rest) : load(list + i);
+}
+
+HR_INLINE float list_sum(const float* list, std::size_t n) {
+    vfloat sum = zero();
+    for (std::size_t i = 0; i < n; i += kLanes) sum += load_list(list, i, n, 0.0f);
+    return reduce_add(sum);
+}
+
+HR_INLINE float list_maximum(const float* list, std::size_t n) {
+    const float lowest = -__builtin_inff();
+    vfloat largest = splat(lowest);
+    for (std::size_t i = 0; i < n; i += kLanes) largest = max(load_list(list, i, n, lowest), largest);
+    return reduce_max(largest);
+}
+
+// weights[i] = 2^((values[i] - maximum) · scale), whole vectors; returns their sum.
+HR_INLINE float weigh(const float* values, std::size_t n, float maximum, float scale, float* weights) {
+    for (std::size_t i = 0; i < n; i += kLanes)
+        store(weights + i, exp2_nonpositive((load(values + i) - splat(maximum)) * splat(scale)));
+    return list_sum(weights, n);
+}
+
+// Of weights of at most about 1, finds the lightest that together weigh at most `budget`: returns the least weight to
+// keep, to a quarter of an octave, and adds what all below it weigh to `dropped`.
+HR_INLINE float lightest(const float* weights, std::size_t n, float budget, float& dropped) {
+    float least = 0.0f, below = 0.0f;
+    std::uint32_t at = 95u << 23;  // the bits of 2^-32
+    for (std::uint32_t step = 64u << 21; step >= 1u << 21; step /= 2) {
+        const std::uint32_t bits = at + step;
+        float limit;
+        __builtin_memcpy(&limit, &bits, sizeof limit);
+        vfloat sum = zero();
+        for (std::size_t i = 0; i < n; i += kLanes) {
+            const vfloat w = load_list(weights, i, n, 0.0f);
+            sum += select(w < splat(limit), w, zero());
+        }
+        const float mass = reduce_add(sum);
+        if (mass > budget) continue;
+        at = bits;
+        least = limit;
+        below = mass;
+    }
+    dropped += below;
+    return least;
+}
+
+// β of a row that was rounded by `rounding`, in exponents of 2.
 HR_INLINE double margin(const PackedHeads& heads, const Rows& rows, float rounding) {
     const double r = 1.0001 * static_cast<double>(rounding);
     const double beta = r * heads.centroid_norm + (1.0 + r) * heads.centroid_rounding;
-    // What float32 does to dots: their scale, and integers above 2^24 when there are thousands of columns.
-    const double floats = 8e-6 + 4e-9 * static_cast<double>(heads.query_dim);
-    return 2.0 * (1.0001 * beta + floats) * rows.log2e_over_temperature;
+    // What float32 does to dots: their scale, integers above 2^24 when there are thousands of columns, and the two
+    // exact dots that they are held against.
+    const double floats = 1.2e-5 + 2e-8 * static_cast<double>(heads.query_dim);
+    return (1.0001 * beta + floats) * rows.log2e_over_temperature;
 }
 
 // Begins the search in a tile that has just been packed.
 HR_INLINE std::size_t begin_search(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
     const std::size_t bad = check_fixed(tile);
     if (bad != kNoBadRow) return bad;
-    // K heads that are each this many times lighter than the heaviest weigh an eighth of may_drop.
+    // K heads that are each this many times lighter than all together weigh an eighth of may_drop.
     const double lighter = 8.0 * static_cast<double>(heads.n_heads) / rows.may_drop;
     double bits = 0.0;
     for (double power = 1.0; power < lighter && bits < 1000.0; power *= 2.0) ++bits;
-    for (std::size_t m = 0; m < tile.height; ++m) {
-        count_of(tile, m) = 0.0f;
-        reach_of(tile, m) = 0.0f;
-        if (m >= tile.rows) continue;
-        const double reach = (bits + margin(heads, rows, tile.query_rounding[m])) / tile.scale[m];
-        reach_of(tile, m) = static_cast<float>(reach < 0x1p120 ? reach : 0x1p120);  // a zero query: everything
+    for (std::size_t m = 0; m < tile.rows; ++m) {
+        Search& search = search_of(tile, m);
+        search = {};
+        const double beta = margin(heads, rows, tile.query_rounding[m]);
+        search.margin = static_cast<float>(beta);
+        search.reach = static_cast<float>(bits + beta);
+        // A zero query's heads weigh all the same.
+        if (!(bits + beta < kMostBits && tile.scale[m] > 0.0f)) give_up(heads, search);
     }
     return kNoBadRow;
 }
 
+// What the heads that went at sight weigh, at most, where the heaviest on the list has v = 1.
+HR_INLINE float dropped_at_sight(const PackedHeads& heads, const Search& search, float scale) {
+    return static_cast<float>(heads.n_heads) * power_of_2((search.least - search.maximum) * scale);
+}
+
+// Drops the lightest of a row's list, as far as the search may. weights: [capacity] floats of scratch.
+__attribute__((noinline)) void narrow(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m,
+                                      float* weights) {
+    Search& search = search_of(tile, m);
+    const Candidates list = candidates_of(heads, tile, m);
+    const float scale = tile.scale[m];
+    search.n = keep_from(list, list.values, search.n, search.least);
+    const float all = weigh(list.values, search.n, search.maximum, scale, weights);
+    search.dropped *= power_of_2((search.dropped_at - search.maximum) * scale);
+    search.dropped_at = search.maximum;
+    // Since heads go at sight that are light beside all of them, not beside the heaviest.
+    const float least = search.maximum - (search.reach - static_cast<float>(__builtin_ilogbf(all))) / scale;
+    search.least = least > search.least ? least : search.least;
+    const float budget = kSearched * static_cast<float>(rows.may_drop) * all * power_of_2(-search.margin) -
+                         search.dropped - dropped_at_sight(heads, search, scale);
+    search.n = keep_from(list, weights, search.n, lightest(weights, search.n, budget, search.dropped));
+}
+
 // Looks through a tile's dots with a block, [block / 16][ROWS][16].
 template <std::size_t ROWS>
-HR_INLINE void search_block(const PackedHeads& heads, const Block<Screen::Element>& block, const Tile& tile,
-                            const float* dots) {
+HR_INLINE void search_block(const PackedHeads& heads, const Rows& rows, const Block<Screen::Element>& block,
+                            const Tile& tile, const float* dots, float* weights) {
     const float* offsets = heads.dot_offsets + block.first;
     const std::size_t capacity = candidate_capacity(heads.n_heads);
     for (std::size_t m = 0; m < tile.rows; ++m) {
-        std::size_t n = static_cast<std::size_t>(count_of(tile, m));
-        if (n > capacity) continue;
+        Search& search = search_of(tile, m);
+        if (given_up(heads, search)) continue;
         const float* row = dots + m * kStrip;
         const auto value = [&](std::size_t k) __attribute__((always_inline)) {
             const float* p = row + k / kStrip * ROWS * kStrip + k % kStrip;
@@ -129,69 +236,42 @@ HR_INLINE void search_block(const PackedHeads& heads, const Block<Screen::Elemen
             if (k + kLanes <= block.heads) return dot - load(offsets + k);
             return dot - load_partial(offsets + k, block.heads - k, __builtin_inff());
         };
-        float maximum = tile.maximum[m];
+        const float reach = search.reach / tile.scale[m];
+        float maximum = search.maximum, least = search.least;
         if (block.is_first) {  // before anything is put on the list; later maxima are found on their way to it
             vfloat largest = value(0);
             for (std::size_t k = kLanes; k < block.heads; k += kLanes) largest = max(value(k), largest);
             maximum = reduce_max(largest);
+            least = maximum - reach;
         }
-        const float reach = reach_of(tile, m);
+        std::size_t n = search.n;
         const Candidates list = candidates_of(heads, tile, m);
         for (std::size_t k = 0; k < block.heads; k += kLanes) {
             const vfloat v = value(k);
-            const unsigned mask = at_least(v, maximum - reach);
+            const unsigned mask = at_least(v, least);
             if (mask == 0) continue;
-            if (n + kLanes > capacity) {  // what came early came easily
-                n = keep_from(list, n, maximum - reach);
+            if (n + kLanes > capacity) {
+                search.n = n;
+                search.maximum = maximum;
+                search.least = least;
+                narrow(heads, rows, tile, m, weights);
+                n = search.n;
+                least = search.least;
                 if (n > capacity - capacity / 8) {
                     n = capacity + 1;
                     break;
                 }
             }
-            append(list, n, v, static_cast<std::uint32_t>(block.first + k), mask);
-            n += static_cast<std::size_t>(__builtin_popcount(mask));
-            if (at_least(v, maximum) != 0) maximum = reduce_max(v);
+            n = append(list, n, v, lane_numbers() + splat_int(static_cast<std::int32_t>(block.first + k)), mask);
+            if (at_least(v, maximum) != 0) {
+                maximum = reduce_max(v);
+                if (maximum - reach > least) least = maximum - reach;
+            }
         }
-        tile.maximum[m] = maximum;
-        count_of(tile, m) = static_cast<float>(n);
+        search.n = n;
+        search.maximum = maximum;
+        search.least = least;
     }
-}
-
-// Of values that are weights of at most about 1, finds the lightest that together weigh at most `budget`: returns the
-// least value to keep, and adds what all below it weigh to `dropped`.
-HR_INLINE float lightest(const float* weights, std::size_t n, float budget, float& dropped) {
-    float sums[kBuckets] = {};
-    for (std::size_t i = 0; i < n; ++i) {
-        std::uint32_t bits;
-        __builtin_memcpy(&bits, weights + i, sizeof bits);
-        const std::uint32_t below = 128 - (bits >> 23);  // 2^(1-below) <= weight < 2^(2-below)
-        sums[below < kBuckets ? below : kBuckets - 1] += weights[i];
-    }
-    float sum = 0.0f;
-    for (std::size_t b = kBuckets - 1; b > 0; --b) {
-        if (sum + sums[b] > budget) {
-            dropped += sum;
-            // The last bucket takes all that is lighter still.
-            return b == kBuckets - 1 ? 0.0f : __builtin_ldexpf(1.0f, 1 - static_cast<int>(b));
-        }
-        sum += sums[b];
-    }
-    dropped += sum;
-    return 0.5f;
-}
-
-// values[i] → 2^((values[i] - maximum) · scale); what is between n and the next vector's end is not used.
-HR_INLINE void list_weights(const Candidates& list, std::size_t n, float maximum, float scale) {
-    for (std::size_t i = 0; i < n; i += kLanes)
-        store(list.values + i, exp2_nonpositive((load(list.values + i) - splat(maximum)) * splat(scale)));
-}
-
-HR_INLINE float list_sum(const Candidates& list, std::size_t n) {
-    vfloat sum = zero();
-    std::size_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) sum += load(list.values + i);
-    if (i < n) sum += load_partial(list.values + i, n - i, 0.0f);
-    return reduce_add(sum);
 }
 
 // values[i] → q · ĉ of the listed heads, four at a time; the next four are asked for meanwhile.
@@ -272,47 +352,43 @@ HR_INLINE float copy_query(const Value* from, std::size_t d, float* to) {
 // Finishes a row whose candidates are all found. Returns the part of its weight that was dropped, at most, or infinity
 // if the row is given up.
 HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m, float* query,
-                           float& n_kept) {
-    const float given_up = __builtin_inff();
+                           float* weights, float& n_kept) {
+    const float infinity = __builtin_inff();
     n_kept = 0.0f;
-    std::size_t n = static_cast<std::size_t>(count_of(tile, m));
-    if (n > candidate_capacity(heads.n_heads)) return given_up;
+    const Search& search = search_of(tile, m);
+    if (given_up(heads, search)) return infinity;
+    narrow(heads, rows, tile, m, weights);
+    std::size_t n = search.n;
+    if (n > kept_limit(heads.n_heads)) return infinity;
+
+    // The mean centroid is one more head: exact dots less its dot are what screened ones stand for.
     const Candidates list = candidates_of(heads, tile, m);
-    const float may_drop = static_cast<float>(rows.may_drop);
-
-    // 1. What is out of reach of the final maximum. From here on, weights are beside the heaviest head's.
-    n = keep_from(list, n, tile.maximum[m] - reach_of(tile, m));
-    float dropped = may_drop / 8;
-
-    // 2. The lightest by u. values = u / 2^shift, so that exp2's argument is not positive.
-    list_weights(list, n, tile.maximum[m], tile.scale[m]);
-    const auto shift = static_cast<float>(margin(heads, rows, tile.query_rounding[m]));
-    const float unit = reduce_max(exp2_nonpositive(splat(-shift)));
-    if (!(unit > 0.0f)) return given_up;
-    float lost = 0.0f;
-    n = keep_from(list, n, lightest(list.values, n, 3 * may_drop / 8 * unit, lost));
-    dropped += lost / unit;
-    if (n > kept_limit(heads.n_heads)) return given_up;
     for (std::size_t i = 0; i < n; ++i) list.heads[i] = heads.search_order[list.heads[i]];
-
-    // 3. The lightest by their exact cosines.
+    list.heads[n] = static_cast<std::uint32_t>(heads.n_heads);
     float norm2 = 0.0f;
     with_type(rows.queries, [&](auto value) __attribute__((always_inline)) {
         norm2 = copy_query(QueryCursor<decltype(value)>(rows, tile).row(m), heads.query_dim, query);
     });
-    if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) return given_up;
-    exact_dots(heads, query, list, n);
-    float maximum = list.values[0];
-    for (std::size_t i = 1; i < n; ++i) maximum = list.values[i] > maximum ? list.values[i] : maximum;
-    const double scale = rows.log2e_over_temperature / __builtin_sqrt(static_cast<double>(norm2));
-    list_weights(list, n, maximum, static_cast<float>(scale < 0x1p127 ? scale : 0x1p127));
-    const float all = list_sum(list, n);
-    lost = 0.0f;
-    n = keep_from(list, n, lightest(list.values, n, may_drop / 2 * all, lost));
-    dropped += lost;
+    if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) return infinity;
+    exact_dots(heads, query, list, n + 1);
+    const float mean_dot = list.values[n];
+    const float maximum = list_maximum(list.values, n);
+    double scale = rows.log2e_over_temperature / __builtin_sqrt(static_cast<double>(norm2));
+    scale = scale < 0x1p127 ? scale : 0x1p127;
+    const float all = weigh(list.values, n, maximum, static_cast<float>(scale), list.values);
+
+    // From here on, weights are beside the heaviest head's.
+    const double exponent = static_cast<double>(search.margin) +
+                            static_cast<double>(search.maximum) * static_cast<double>(tile.scale[m]) -
+                            (static_cast<double>(maximum) - static_cast<double>(mean_dot)) * scale;
+    float dropped = (search.dropped + dropped_at_sight(heads, search, tile.scale[m])) *
+                    power_of_2(static_cast<float>(exponent));
+    const float budget = static_cast<float>(rows.may_drop) * all - dropped;
+    if (!(budget >= 0.0f)) return infinity;
+    n = keep_from(list, list.values, n, lightest(list.values, n, budget, dropped));
 
     // Divided before they are used: the sum of a few large answers may be more than float32 holds.
-    const vfloat share = splat(1.0f / list_sum(list, n));
+    const vfloat share = splat(1.0f / list_sum(list.values, n));
     for (std::size_t i = 0; i < n; i += kLanes) store(list.values + i, load(list.values + i) * share);
     float* sums = tile.sums + m * sum_stride(heads.answer_dim);
     exact_mix(heads, list, n, sums);
@@ -326,29 +402,30 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
 
 template <std::size_t ROWS>
 HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Block<Screen::Element>& block,
-                            const Tile& tile, const Tile& next, float* dots, float* query) {
+                            const Tile& tile, const Tile& next, float* dots, float* query, float* weights) {
     const std::size_t chain = Screen::kLimited ? kIntChain / Screen::kValues : elements(heads, heads.query_dim);
     const auto product = dot_product<ROWS, Screen>(heads, block, tile, chain, dots);
     if (block.is_first)
         multiply_packing<ScreenPacker, ROWS>(product, heads, rows, next);
     else
         multiply_alone<ROWS>(product);
-    search_block<ROWS>(heads, block, tile, dots);
+    search_block<ROWS>(heads, rows, block, tile, dots, weights);
     if (!block.is_last) return;
     for (std::size_t m = 0; m < tile.rows; ++m) {
         float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = finish_row(heads, rows, tile, m, query, rounding[1]);
+        rounding[0] = finish_row(heads, rows, tile, m, query, weights, rounding[1]);
     }
 }
 
 std::size_t project_screened(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     float* const dots = tile_weights(heads, rows);
     float* const query = dots + weight_floats(heads, kRows);
+    float* const weights = query + row_stride(heads.query_dim);
     return for_each_tile<Screen::Element>(
         heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Screen>(heads, rows, tile); },
         [&](const Tile& tile) { return begin_search(heads, rows, tile); },
         [&](auto height, const Block<Screen::Element>& block, const Tile& tile, const Tile& next) {
-            screen_block<decltype(height)::value>(heads, rows, block, tile, next, dots, query);
+            screen_block<decltype(height)::value>(heads, rows, block, tile, next, dots, query, weights);
         });
 }
 
