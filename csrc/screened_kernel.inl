@@ -284,13 +284,13 @@ HR_INLINE void exact_dots(const PackedHeads& heads, const float* query, const Ca
         const float* soon[kGroup];
         for (std::size_t g = 0; g < kGroup; ++g) {
             rows[g] = row(i + g);
-            soon[g] = row(i + kGroup + g);
+            soon[g] = row(i + 2 * kGroup + g);
         }
         vfloat acc[kGroup][kParts] = {};
         for (std::size_t j = 0; j < stride; j += kStrip)
 #pragma GCC unroll 4
             for (std::size_t g = 0; g < kGroup; ++g) {
-                __builtin_prefetch(soon[g] + j);
+                __builtin_prefetch(soon[g] + j, 0, 2);
 #pragma GCC unroll 4
                 for (std::size_t part = 0; part < kParts; ++part)
                     acc[g][part] =
@@ -315,7 +315,7 @@ HR_INLINE void exact_mix(const PackedHeads& heads, const Candidates& list, std::
         vfloat w[kGroup];
         for (std::size_t g = 0; g < kGroup; ++g) {
             rows[g] = heads.answer_rows + list.heads[min(i + g, n - 1)] * e;
-            soon[g] = heads.answer_rows + list.heads[min(i + kGroup + g, n - 1)] * e;
+            soon[g] = heads.answer_rows + list.heads[min(i + 2 * kGroup + g, n - 1)] * e;
             w[g] = splat(i + g < n ? list.values[i + g] : 0.0f);
         }
         std::size_t j = 0;
@@ -323,7 +323,7 @@ HR_INLINE void exact_mix(const PackedHeads& heads, const Candidates& list, std::
             vfloat sum = load(sums + j);
 #pragma GCC unroll 4
             for (std::size_t g = 0; g < kGroup; ++g) {
-                if (j % kStrip == 0) __builtin_prefetch(soon[g] + j);
+                if (j % kStrip == 0) __builtin_prefetch(soon[g] + j, 0, 2);
                 sum = fma(w[g], load(rows[g] + j), sum);
             }
             store(sums + j, sum);
