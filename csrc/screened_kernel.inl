@@ -42,7 +42,7 @@ template <typename Query>
 using ScreenPacker = FixedPacker<Screen, Query>;
 
 // The part of may_drop that the search may use; the rest is for the lightest by their exact cosines.
-constexpr float kSearched = 0.75f;
+constexpr float kSearched = 0.4f;
 
 // Weights below 2^-126 are 0: no head of a list may weigh that little.
 constexpr double kMostBits = 120.0;
@@ -123,11 +123,20 @@ HR_INLINE vfloat load_list(const float* list, std::size_t i, std::size_t n, floa
     return n - i < kLanes ? load_partial(list + i, n - i, rest) : load(list + i);
 }
 
-HR_INLINE float list_sum(const float* list, std::size_t n) {
-    vfloat sum = zero();
-    for (std::size_t i = 0; i < n; i += kLanes) sum += load_list(list, i, n, 0.0f);
-    return reduce_add(sum);
+// Σ of the numbers of a list below `limit`.
+HR_INLINE float sum_below(const float* list, std::size_t n, float limit) {
+    vfloat sums[4] = {};
+    for (std::size_t i = 0; i < n; i += 4 * kLanes)
+#pragma GCC unroll 4
+        for (std::size_t j = 0; j < 4; ++j) {
+            if (i + j * kLanes >= n) break;
+            const vfloat x = load_list(list, i + j * kLanes, n, 0.0f);
+            sums[j] += select(x < splat(limit), x, zero());
+        }
+    return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
+
+HR_INLINE float list_sum(const float* list, std::size_t n) { return sum_below(list, n, __builtin_inff()); }
 
 HR_INLINE float list_maximum(const float* list, std::size_t n) {
     const float lowest = -__builtin_inff();
@@ -152,13 +161,8 @@ HR_INLINE float lightest(const float* weights, std::size_t n, float budget, floa
         const std::uint32_t bits = at + step;
         float limit;
         __builtin_memcpy(&limit, &bits, sizeof limit);
-        vfloat sum = zero();
-        for (std::size_t i = 0; i < n; i += kLanes) {
-            const vfloat w = load_list(weights, i, n, 0.0f);
-            sum += select(w < splat(limit), w, zero());
-        }
-        const float mass = reduce_add(sum);
-        if (mass > budget) continue;
+        const float mass = sum_below(weights, n, limit);
+        if (!(mass <= budget)) continue;
         at = bits;
         least = limit;
         below = mass;
@@ -210,7 +214,7 @@ __attribute__((noinline)) void narrow(const PackedHeads& heads, const Rows& rows
     const float scale = tile.scale[m];
     search.n = keep_from(list, list.values, search.n, search.least);
     const float all = weigh(list.values, search.n, search.maximum, scale, weights);
-    search.dropped *= power_of_2((search.dropped_at - search.maximum) * scale);
+    if (search.dropped > 0.0f) search.dropped *= power_of_2((search.dropped_at - search.maximum) * scale);
     search.dropped_at = search.maximum;
     // Since heads go at sight that are light beside all of them, not beside the heaviest.
     const float least = search.maximum - (search.reach - static_cast<float>(__builtin_ilogbf(all))) / scale;
@@ -249,7 +253,6 @@ HR_INLINE void search_block(const PackedHeads& heads, const Rows& rows, const Bl
         for (std::size_t k = 0; k < block.heads; k += kLanes) {
             const vfloat v = value(k);
             const unsigned mask = at_least(v, least);
-            if (mask == 0) continue;
             if (n + kLanes > capacity) {
                 search.n = n;
                 search.maximum = maximum;
@@ -274,9 +277,12 @@ HR_INLINE void search_block(const PackedHeads& heads, const Rows& rows, const Bl
     }
 }
 
-// values[i] → q · ĉ of the listed heads, four at a time; the next four are asked for meanwhile.
+// Rows of heads that are read together, while the group after next is asked for.
+constexpr std::size_t kGroup = 4;
+
+// values[i] → q · ĉ of the listed heads.
 HR_INLINE void exact_dots(const PackedHeads& heads, const float* query, const Candidates& list, std::size_t n) {
-    constexpr std::size_t kGroup = 4, kParts = kStrip / kLanes;
+    constexpr std::size_t kParts = kStrip / kLanes;
     const std::size_t stride = row_stride(heads.query_dim);
     const auto row = [&](std::size_t i) { return heads.centroid_rows + list.heads[min(i, n - 1)] * stride; };
     for (std::size_t i = 0; i < n; i += kGroup) {
@@ -304,9 +310,8 @@ HR_INLINE void exact_dots(const PackedHeads& heads, const float* query, const Ca
     }
 }
 
-// sums [e] = Σ values[i] · a of the listed heads, four at a time.
+// sums [e] = Σ values[i] · a of the listed heads.
 HR_INLINE void exact_mix(const PackedHeads& heads, const Candidates& list, std::size_t n, float* sums) {
-    constexpr std::size_t kGroup = 4;
     const std::size_t e = heads.answer_dim;
     for (std::size_t j = 0; j < e; j += kLanes) store(sums + j, zero());
     for (std::size_t i = 0; i < n; i += kGroup) {
@@ -349,22 +354,33 @@ HR_INLINE float copy_query(const Value* from, std::size_t d, float* to) {
     return reduce_add(squares);
 }
 
-// Finishes a row whose candidates are all found. Returns the part of its weight that was dropped, at most, or infinity
-// if the row is given up.
+// Ends a row's search: lists the heads whose exact cosines are wanted, and asks for the first of them.
+HR_INLINE void end_search(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m,
+                          float* weights) {
+    Search& search = search_of(tile, m);
+    if (given_up(heads, search)) return;
+    narrow(heads, rows, tile, m, weights);
+    if (search.n > kept_limit(heads.n_heads)) return give_up(heads, search);
+    std::uint32_t* const list = candidates_of(heads, tile, m).heads;
+    for (std::size_t i = 0; i < search.n; ++i) list[i] = heads.search_order[list[i]];
+    // The mean centroid is one more head: exact dots less its dot are what screened ones stand for.
+    list[search.n] = static_cast<std::uint32_t>(heads.n_heads);
+    const std::size_t stride = row_stride(heads.query_dim);
+    for (std::size_t i = 0; i < min(search.n, 2 * kGroup); ++i)
+        for (std::size_t j = 0; j < stride; j += kStrip)
+            __builtin_prefetch(heads.centroid_rows + list[i] * stride + j, 0, 2);
+}
+
+// Finishes a row whose search has ended. Returns the part of its weight that was dropped, at most, or infinity if the
+// row is given up.
 HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m, float* query,
-                           float* weights, float& n_kept) {
+                           float& n_kept) {
     const float infinity = __builtin_inff();
     n_kept = 0.0f;
     const Search& search = search_of(tile, m);
     if (given_up(heads, search)) return infinity;
-    narrow(heads, rows, tile, m, weights);
-    std::size_t n = search.n;
-    if (n > kept_limit(heads.n_heads)) return infinity;
-
-    // The mean centroid is one more head: exact dots less its dot are what screened ones stand for.
     const Candidates list = candidates_of(heads, tile, m);
-    for (std::size_t i = 0; i < n; ++i) list.heads[i] = heads.search_order[list.heads[i]];
-    list.heads[n] = static_cast<std::uint32_t>(heads.n_heads);
+    std::size_t n = search.n;
     float norm2 = 0.0f;
     with_type(rows.queries, [&](auto value) __attribute__((always_inline)) {
         norm2 = copy_query(QueryCursor<decltype(value)>(rows, tile).row(m), heads.query_dim, query);
@@ -411,9 +427,10 @@ HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Bl
         multiply_alone<ROWS>(product);
     search_block<ROWS>(heads, rows, block, tile, dots, weights);
     if (!block.is_last) return;
+    for (std::size_t m = 0; m < tile.rows; ++m) end_search(heads, rows, tile, m, weights);
     for (std::size_t m = 0; m < tile.rows; ++m) {
         float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = finish_row(heads, rows, tile, m, query, weights, rounding[1]);
+        rounding[0] = finish_row(heads, rows, tile, m, query, rounding[1]);
     }
 }
 
