@@ -18,8 +18,11 @@ _FEWEST, _MOST = 16, 128
 
 # Costs beside a head of a float32 row, measured at K = 15,000 (docs/decisions/0009): one whose
 # cosine is taken and answer read, and what a row takes whatever K is.
-_KEPT = 5.5
-_ROW = 100.0
+_KEPT = 4.5
+_ROW = 200.0
+
+# The part of what may be dropped that the search drops.
+_SEARCHED = 0.4
 
 
 def predict(
@@ -54,7 +57,6 @@ def predict(
 
 def _kept(cosines: Float32, beta: float, temperature: float, may_drop: float) -> int:
     """How many heads are left when the lightest by their bounds are dropped."""
-    bits = (cosines - cosines.max() + 2 * beta) * (math.log2(math.e) / temperature)
-    order = np.sort(bits[bits > -60])
-    dropped = np.cumsum(np.exp2(np.minimum(order, 60))) <= may_drop * 3 / 8
-    return int(len(order) - dropped.sum())
+    weights = np.sort(np.exp((cosines - cosines.max()) / temperature))
+    budget = _SEARCHED * may_drop * weights.sum() * math.exp(-min(beta / temperature, 700.0))
+    return int((np.cumsum(weights) > budget).sum())
