@@ -60,7 +60,8 @@ struct PackedHeads {
     // (Cauchy-Schwarz).
     const float* inverse_limits;
     // screened: the largest ‖ĉ - μ‖ and the largest error of its rounding; what is to be subtracted from a head's dots
-    // [K], in that order; and the rows themselves, ĉ [K + 1, row_stride] with zeros beyond d, the last one μ, and a [K, e].
+    // [K], in that order; and the rows themselves, ĉ [K + 1, row_stride] with zeros beyond d, the last one μ, and a [K,
+    // e].
     double centroid_norm, centroid_rounding;
     const float* dot_offsets;
     const std::uint32_t* search_order;  // [K] the heads as they are packed: similar ones, often neighbours, far apart

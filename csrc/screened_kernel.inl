@@ -1,7 +1,8 @@
 // The screened kernel: cosines of all heads in few bits, exact ones of the heads that may matter. Included by
 // kernel.inl after int16_kernel.inl.
 //
-//   ŝ[n,k]     cosines from int8 (or int16) rows, with the mean centroid subtracted; the true s[n,k] lies within β of it,
+//   ŝ[n,k]     cosines from int8 (or int16) rows, with the mean centroid subtracted; the true s[n,k] lies within β of
+//   it,
 //              β = ‖q̂ - q8‖ max ‖c‖ + (1 + ‖q̂ - q8‖) max ‖c - c8‖   (Cauchy-Schwarz, from measured roundings)
 //   v[n,k]     = 2^((ŝ[n,k] - max ŝ) · log2e / τ), a head's weight as the search sees it; the true one, on the same
 //              scale, is at most 2^(β · log2e / τ) times as large
@@ -355,8 +356,7 @@ HR_INLINE float copy_query(const Value* from, std::size_t d, float* to) {
 }
 
 // Ends a row's search: lists the heads whose exact cosines are wanted, and asks for the first of them.
-HR_INLINE void end_search(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m,
-                          float* weights) {
+HR_INLINE void end_search(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m, float* weights) {
     Search& search = search_of(tile, m);
     if (given_up(heads, search)) return;
     narrow(heads, rows, tile, m, weights);
@@ -397,8 +397,8 @@ HR_INLINE float finish_row(const PackedHeads& heads, const Rows& rows, const Til
     const double exponent = static_cast<double>(search.margin) +
                             static_cast<double>(search.maximum) * static_cast<double>(tile.scale[m]) -
                             (static_cast<double>(maximum) - static_cast<double>(mean_dot)) * scale;
-    float dropped = (search.dropped + dropped_at_sight(heads, search, tile.scale[m])) *
-                    power_of_2(static_cast<float>(exponent));
+    float dropped =
+        (search.dropped + dropped_at_sight(heads, search, tile.scale[m])) * power_of_2(static_cast<float>(exponent));
     const float budget = static_cast<float>(rows.may_drop) * all - dropped;
     if (!(budget >= 0.0f)) return infinity;
     n = keep_from(list, list.values, n, lightest(list.values, n, budget, dropped));

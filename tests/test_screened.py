@@ -81,6 +81,85 @@ def test_heads_are_left_out(isa, rng):
     assert (error <= 2 * radius * dropped[done] + 1e-4 * radius).all()
 
 
+def project_weights(isa, unit, queries, temperature, may_drop):
+    """Each row's own account, and what it truly dropped: every answer is a column of its own."""
+    from headroute import _core
+
+    answers = np.eye(len(unit), dtype=np.float32)
+    engine = _core.Engine(unit, answers, isa, "screened")
+    out = np.zeros((len(queries), len(unit)), np.float32)
+    account = np.empty((len(queries), 2), np.float32)
+    assert engine.project(queries, temperature, out, 1, account, may_drop) == -1
+    said, kept = account.T
+    done = np.isfinite(said)
+    cosines = queries.astype(np.float64) @ unit.T
+    logits = cosines / np.linalg.norm(queries, axis=1, keepdims=True) / temperature
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    dropped = np.where(out == 0, weights, 0).sum(axis=1)
+    # Exact cosines are float32, and the weights of heads that stay may be off by as much.
+    assert (dropped <= said * np.exp(2e-5 / temperature) + 1e-9)[done].all()
+    assert (said <= 1.002 * may_drop)[done].all()
+    assert (np.count_nonzero(out, axis=1) <= kept)[done].all()
+    return done, kept, dropped / said
+
+
+@pytest.mark.parametrize("may_drop", [1e-6, 5e-4, 0.1])
+@pytest.mark.parametrize("temperature", [0.002, 0.01, 0.03])
+def test_no_more_is_dropped_than_is_said(isa, rng, temperature, may_drop):
+    for spread in (0.1, 0.7, 1.5):
+        heads, _ = clustered(rng, 900, 40, 1, spread)
+        unit = (heads / np.linalg.norm(heads, axis=1, keepdims=True)).astype(np.float32)
+        project_weights(isa, unit, near(rng, heads, 40, spread), temperature, may_drop)
+
+
+def test_flat_rows_whose_lists_overflow(isa, rng):
+    """More heads than a list holds are within reach of the heaviest, few beside all together."""
+    n_heads, temperature, may_drop = 1600, 0.05, 5e-4
+    heads, _ = clustered(rng, n_heads, 48, 1)
+    unit = (heads / np.linalg.norm(heads, axis=1, keepdims=True)).astype(np.float32)
+    queries = near(rng, heads, 200)
+    cosines = queries @ unit.T / np.linalg.norm(queries, axis=1, keepdims=True)
+    lightest = cosines.max(axis=1) + temperature * np.log(may_drop / 8 / n_heads)
+    within_reach = (cosines >= lightest[:, None]).sum(axis=1)
+    done, kept, _ = project_weights(isa, unit, queries, temperature, may_drop)
+    overflowed = done & (within_reach > n_heads // 2)
+    assert overflowed.sum() >= 10
+    assert kept[overflowed].max() <= n_heads // 4
+
+
+def test_queries_far_from_all_heads(isa, rng):
+    """The largest of the cosines is far below zero: no exponent may begin there."""
+    heads, _ = clustered(rng, 700, 32, 1, 0.1)
+    heads += 40 * rng.standard_normal(32)
+    unit = (heads / np.linalg.norm(heads, axis=1, keepdims=True)).astype(np.float32)
+    queries = (-heads[:30] + 0.1 * rng.standard_normal((30, 32))).astype(np.float32)
+    for temperature in (0.002, 0.005, 0.02):
+        project_weights(isa, unit, queries, temperature, 1e-3)
+
+
+def test_the_dropped_heads_look_light(isa, rng):
+    """All heads that stay look heavier than they are, all that go lighter: what the search guesses
+    is wrong by twice the margin, and the exact cosines say so."""
+    d = 64
+    along = np.tile([1.0, 1.0], d // 2)  # what all heads share
+    error = np.tile([1.0, -1.0], d // 2)  # what is rounded away
+    grid = np.vstack(
+        [60 * along + rng.integers(-5, 6, (20, d))]
+        + [height * along + rng.integers(-5, 6, (20, d)) for height in range(20, 58, 2)]
+    )
+    heads = grid + 0.49 * error * np.where(np.arange(len(grid)) < 20, -1, 1)[:, None]
+    heads = np.vstack([heads, -heads])  # of mean 0
+    heads[0, 0], heads[len(grid), 0] = 127, -127  # a grid of 1
+    heads = (heads / np.linalg.norm(60 * along)).astype(np.float32)
+    queries = (along + np.linspace(0, 2, 30)[:, None] * error).astype(np.float32)
+    worst = 0.0
+    for temperature in np.geomspace(0.001, 0.02, 12):
+        done, _, share = project_weights(isa, heads, queries, temperature, 1e-3)
+        worst = max(worst, share[done].max(initial=0))
+    assert worst > 0.02  # a margin of nothing would be seen
+
+
 @pytest.mark.parametrize("temperature", [0.001, 0.02, 1.0])
 def test_edge_sizes(isa, rng, temperature):
     for n_heads, d, e in [
