@@ -71,8 +71,8 @@ struct PackedHeads {
 
 constexpr std::size_t row_stride(std::size_t query_dim) { return round_up(query_dim, kStrip); }
 
-// screened: heads that a row may keep before it is left to the dense kernel. Reading a head costs 50 to 120 ns, a head
-// of a dense row 15 ns.
+// screened: heads that a row may keep before it is left to the dense kernel. Reading a centroid or an answer costs 40
+// ns, a head of a dense row 14 ns; K / 4 to K / 8 are equally fast at K = 15,000, τ = 0.03.
 constexpr std::size_t kept_limit(std::size_t n_heads) {
     const std::size_t limit = n_heads / 4;
     return limit < 64 ? 64 : limit > 4096 ? 4096 : limit;

@@ -42,7 +42,8 @@ using Screen = Int16Pairs;
 template <typename Query>
 using ScreenPacker = FixedPacker<Screen, Query>;
 
-// The part of may_drop that the search may use; the rest is for the lightest by their exact cosines.
+// The part of may_drop that the search may use; the rest is for the lightest by their exact cosines. 0.6 is 2 % slower
+// at τ = 0.03, 0.3 no faster.
 constexpr float kSearched = 0.4f;
 
 // Weights below 2^-126 are 0: no head of a list may weigh that little.
@@ -196,8 +197,8 @@ HR_INLINE std::size_t begin_search(const PackedHeads& heads, const Rows& rows, c
         const double beta = margin(heads, rows, tile.query_rounding[m]);
         search.margin = static_cast<float>(beta);
         search.reach = static_cast<float>(bits + beta);
-        // A zero query's heads weigh all the same.
-        if (!(bits + beta < kMostBits && tile.scale[m] > 0.0f)) give_up(heads, search);
+        // The heads of a zero query, or at such a temperature, weigh all the same; and reach / scale has to be finite.
+        if (!(bits + beta < kMostBits && tile.scale[m] > 0x1p-100f)) give_up(heads, search);
     }
     return kNoBadRow;
 }
@@ -207,7 +208,8 @@ HR_INLINE float dropped_at_sight(const PackedHeads& heads, const Search& search,
     return static_cast<float>(heads.n_heads) * power_of_2((search.least - search.maximum) * scale);
 }
 
-// Drops the lightest of a row's list, as far as the search may. weights: [capacity] floats of scratch.
+// Drops the lightest of a row's list, until all that the search dropped is kSearched of may_drop. weights: [capacity]
+// floats of scratch.
 __attribute__((noinline)) void narrow(const PackedHeads& heads, const Rows& rows, const Tile& tile, std::size_t m,
                                       float* weights) {
     Search& search = search_of(tile, m);
@@ -217,7 +219,7 @@ __attribute__((noinline)) void narrow(const PackedHeads& heads, const Rows& rows
     const float all = weigh(list.values, search.n, search.maximum, scale, weights);
     if (search.dropped > 0.0f) search.dropped *= power_of_2((search.dropped_at - search.maximum) * scale);
     search.dropped_at = search.maximum;
-    // Since heads go at sight that are light beside all of them, not beside the heaviest.
+    // What may go at sight: light beside all of them, not only beside the heaviest.
     const float least = search.maximum - (search.reach - static_cast<float>(__builtin_ilogbf(all))) / scale;
     search.least = least > search.least ? least : search.least;
     const float budget = kSearched * static_cast<float>(rows.may_drop) * all * power_of_2(-search.margin) -

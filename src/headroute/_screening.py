@@ -16,7 +16,7 @@ from headroute.precision import HeadRounding, Screening
 _COSINES = 2_000_000
 _FEWEST, _MOST = 16, 128
 
-# Costs beside a head of a float32 row, measured at K = 15,000 (docs/decisions/0009): one whose
+# Costs beside a head of a float32 row, measured at K = 15,000 (docs/decisions/0020): one whose
 # cosine is taken and answer read, and what a row takes whatever K is.
 _KEPT = 4.5
 _ROW = 200.0
