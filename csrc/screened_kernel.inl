@@ -1,8 +1,7 @@
 // The screened kernel: cosines of all heads in few bits, exact ones of the heads that may matter. Included by
 // kernel.inl after int16_kernel.inl.
 //
-//   ŝ[n,k]     cosines from int8 (or int16) rows, with the mean centroid subtracted; the true s[n,k] lies within β of
-//   it,
+//   ŝ[n,k]     cosines from int8 (or int16) rows, less the mean centroid's; the true s[n,k] lies within β of it,
 //              β = ‖q̂ - q8‖ max ‖c‖ + (1 + ‖q̂ - q8‖) max ‖c - c8‖   (Cauchy-Schwarz, from measured roundings)
 //   v[n,k]     = 2^((ŝ[n,k] - max ŝ) · log2e / τ), a head's weight as the search sees it; the true one, on the same
 //              scale, is at most 2^(β · log2e / τ) times as large
@@ -55,12 +54,8 @@ struct Candidates {
     std::uint32_t* heads;  // [capacity], as places in the search order until exact cosines are taken
 };
 
-HR_INLINE std::size_t list_stride(const PackedHeads& heads) {
-    return round_up(candidate_capacity(heads.n_heads), kStrip);
-}
-
 HR_INLINE Candidates candidates_of(const PackedHeads& heads, const Tile& tile, std::size_t m) {
-    const std::size_t stride = list_stride(heads);
+    const std::size_t stride = round_up(candidate_capacity(heads.n_heads), kStrip);
     float* const values = tile.candidates + 2 * m * stride;
     return {values, reinterpret_cast<std::uint32_t*>(values + stride)};
 }

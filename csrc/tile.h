@@ -18,7 +18,7 @@ struct Tile {
     std::size_t height;      // kRows, kFewRows or 1
     float* strips;           // [elements of d / 16][height][16] queries; int16: pairs
     float* sums;             // [height][sum_stride(e)] Σ w a so far
-    float* squares;          // [height][16] Σ q², to be added up; float32 only
+    float* squares;          // [height][16] Σ q², of roundings in int16, to be added up; screened: then its Search
     float* scale;            // [height] c, from dots to exponents of 2; 0 for a zero query: all weights equal
     float* maximum;          // [height] m
     float* weight_sum;       // [height] Σ w
