@@ -21,7 +21,7 @@ _FEWEST, _MOST = 16, 128
 _KEPT = 4.5
 _ROW = 200.0
 
-# The part of what may be dropped that the search drops.
+# The part of what may be dropped that the search drops: kSearched of the kernel.
 _SEARCHED = 0.4
 
 
