@@ -118,7 +118,7 @@ struct Product {
 struct Stored {
     using Value = float;
     static constexpr bool kAdds = true;  // it may be asked to add
-    HR_MEMBER void operator()(float* p, std::size_t, vfloat sum) const { store(p, sum); }
+    HR_MEMBER void operator()(float* p, vfloat sum) const { store(p, sum); }
 };
 
 // Columns [column, column + VECTORS · kLanes) of the product of ROWS rows over one chain.
@@ -175,7 +175,7 @@ HR_INLINE void multiply_chain(const typename Arithmetic::Element* strips, const 
             for (std::size_t j = 0; j < VECTORS; ++j) {
                 const std::size_t at = j * kLanes;  // a panel never crosses the end of a strip but at its own middle
                 Value* p = row + at / kStrip * target.strip_stride + at % kStrip;
-                leave(p, m, combine(p, m, Arithmetic::value(acc[m][j])));
+                leave(p, combine(p, m, Arithmetic::value(acc[m][j])));
             }
     };
     const float* scale = target.scale;

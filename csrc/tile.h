@@ -268,20 +268,19 @@ HR_INLINE void put_scaled(Value* to, const float* from, std::size_t n, float fac
     if (i < n) put_partial(to + i, load_partial(from + i, n - i, 0.0f) * f, n - i);
 }
 
-// Writes finished columns of a tile to `out`, a row at a time: sums · answer_scale / Σw. Past the caches, if
-// rows.stream says so, and then in whole cache lines wherever `out` starts: a line may have to wait for the next panel.
+// Writes finished columns of a tile to `out`, a row at a time: sums · factor. Past the caches, if rows.stream says so,
+// and then in whole cache lines wherever `out` starts: a line may have to wait for the next panel.
 template <typename Value>
 class Writer {
    public:
-    HR_MEMBER Writer(const Rows& rows, const PackedHeads& heads, const Tile& tile)
+    HR_MEMBER Writer(const Rows& rows, const PackedHeads& heads, const Tile& tile, const float* factor)
         : e_(heads.answer_dim),
           stream_(rows.stream),
           rows_(tile.rows),
           sums_(tile.sums),
           out_(reinterpret_cast<Value*>(rows.out.data) + tile.first * e_),
-          row_(rows_) {
-        for (std::size_t m = 0; m < rows_; ++m) factor_[m] = heads.answer_scale / tile.weight_sum[m];
-    }
+          factor_(factor),
+          row_(rows_) {}
 
     // Columns up to `columns` are complete in all rows.
     HR_MEMBER void ready(std::size_t columns) {
@@ -345,7 +344,7 @@ class Writer {
     const std::size_t rows_;
     const float* const sums_;
     Value* const out_;
-    float factor_[kRows];
+    const float* const factor_;
     std::size_t row_;
     std::size_t written_ = 0, ready_ = 0;  // columns
 };
@@ -418,25 +417,42 @@ __attribute__((noinline)) void multiply_asking(const Product<Arithmetic>& produc
     multiply<ROWS>(product, [&]() __attribute__((always_inline)) { ahead.step(); }, [](std::size_t) {});
 }
 
+// What a tile's sums are multiplied by to be results: answer_scale / Σw. Where one chain completes a tile, its product
+// does that, in int16 in one multiplication with the chain's own scale (1.5 % of the time at K = 16, decision 0021);
+// not where that factor could be subnormal.
+template <std::size_t ROWS>
+struct Factors {
+    float of_product[ROWS], of_sums[ROWS];
+    bool complete;
+};
+
+template <std::size_t ROWS, typename Arithmetic>
+HR_INLINE Factors<ROWS> find_factors(const Product<Arithmetic>& product, const PackedHeads& heads, const Tile& tile) {
+    const float* const scale = product.target.scale;
+    Factors<ROWS> factors;
+    factors.complete = Arithmetic::kInRegisters && heads.n_blocks == 1 && product.depth <= product.chain &&
+                       (scale == nullptr || heads.answer_scale > 0x1p-100f);
+    for (std::size_t m = 0; m < ROWS; ++m) {
+        const float factor = heads.answer_scale / tile.weight_sum[m];
+        factors.of_product[m] = scale == nullptr ? factor : scale[m] * factor;
+        factors.of_sums[m] = factors.complete ? 1.0f : factor;
+    }
+    return factors;
+}
+
 // How the results of a tile's only product leave: straight from the registers to `out`.
 template <typename V, bool PAST_CACHES>
 struct Finished {
     using Value = V;
     static constexpr bool kAdds = false;
-    const float* factor;  // [ROWS]
-    HR_MEMBER void operator()(Value* p, std::size_t m, vfloat sum) const {
-        put(p, sum * splat(factor[m]), PAST_CACHES);
-    }
+    HR_MEMBER void operator()(Value* p, vfloat result) const { put(p, result, PAST_CACHES); }
 };
 
-// Whether they can: a whole tile whose rows are whole vectors, which one chain completes; and past the caches rows
-// have to be whole lines.
-template <std::size_t ROWS, typename Arithmetic>
-HR_INLINE bool finishes_in_registers(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
-                                     const Tile& tile) {
+// Whether they can: a whole tile whose rows are whole vectors; and past the caches rows have to be whole lines.
+template <std::size_t ROWS>
+HR_INLINE bool finishes_in_registers(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
     const std::size_t row_bytes = heads.answer_dim * (rows.out.half ? sizeof(half) : sizeof(float));
-    return tile.rows == ROWS && heads.n_blocks == 1 && product.depth <= product.chain &&
-           heads.answer_dim % kLanes == 0 &&
+    return tile.rows == ROWS && heads.answer_dim % kLanes == 0 &&
            (!rows.stream ||
             (row_bytes % kLineBytes == 0 && reinterpret_cast<std::uintptr_t>(rows.out.data) % kLineBytes == 0));
 }
@@ -445,21 +461,18 @@ HR_INLINE bool finishes_in_registers(const Product<Arithmetic>& product, const P
 template <std::size_t ROWS, typename Arithmetic, typename Ahead, typename Value, bool PAST_CACHES>
 __attribute__((noinline)) void multiply_finishing(Product<Arithmetic> product, const PackedHeads& heads,
                                                   const Rows& rows, const Tile& tile, Ahead ahead,
-                                                  Finished<Value, PAST_CACHES>) {
-    float factor[ROWS];
-    for (std::size_t m = 0; m < ROWS; ++m) factor[m] = heads.answer_scale / tile.weight_sum[m];
+                                                  Finished<Value, PAST_CACHES> finished) {
     Value* const out = reinterpret_cast<Value*>(rows.out.data) + tile.first * heads.answer_dim;
     product.target = {reinterpret_cast<float*>(out), heads.answer_dim, kStrip, false, product.target.scale};
-    multiply<ROWS>(
-        product, [&]() __attribute__((always_inline)) { ahead.step(); }, [](std::size_t) {},
-        Finished<Value, PAST_CACHES>{factor});
+    multiply<ROWS>(product, [&]() __attribute__((always_inline)) { ahead.step(); }, [](std::size_t) {}, finished);
 }
 
 // The last product of a tile, beside which finished columns are written to `out` and queries asked for.
 template <std::size_t ROWS, typename Arithmetic, typename Ahead, typename Value>
 __attribute__((noinline)) void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads,
-                                                const Rows& rows, const Tile& tile, Ahead ahead, Value) {
-    Writer<Value> writer(rows, heads, tile);
+                                                const Rows& rows, const Tile& tile, const float* factor, Ahead ahead,
+                                                Value) {
+    Writer<Value> writer(rows, heads, tile, factor);
     const std::size_t at_once =
         divide_up(tile.rows, product.depth);  // above 1 with fewer than 14 heads, or 28 in int16
     multiply<ROWS>(
@@ -473,10 +486,12 @@ __attribute__((noinline)) void multiply_writing(const Product<Arithmetic>& produ
     writer.ends();
 }
 template <std::size_t ROWS, typename Arithmetic, typename Ahead = NothingAhead>
-HR_INLINE void multiply_writing(const Product<Arithmetic>& product, const PackedHeads& heads, const Rows& rows,
+HR_INLINE void multiply_writing(Product<Arithmetic> product, const PackedHeads& heads, const Rows& rows,
                                 const Tile& tile, Ahead ahead = {}) {
+    const Factors<ROWS> factors = find_factors<ROWS>(product, heads, tile);
+    if (factors.complete) product.target.scale = factors.of_product;
     if constexpr (ROWS == kRows && Arithmetic::kInRegisters)
-        if (finishes_in_registers<ROWS>(product, heads, rows, tile))
+        if (factors.complete && finishes_in_registers<ROWS>(heads, rows, tile))
             return with_type(rows.out, [&](auto value) __attribute__((always_inline)) {
                 using Value = decltype(value);
                 if (rows.stream)
@@ -484,7 +499,8 @@ HR_INLINE void multiply_writing(const Product<Arithmetic>& product, const Packed
                 else
                     multiply_finishing<ROWS>(product, heads, rows, tile, ahead, Finished<Value, false>{});
             });
-    with_type(rows.out, [&](auto value) { multiply_writing<ROWS>(product, heads, rows, tile, ahead, value); });
+    with_type(rows.out,
+              [&](auto value) { multiply_writing<ROWS>(product, heads, rows, tile, factors.of_sums, ahead, value); });
 }
 
 // Calls compute(Constant<tile height>).

@@ -121,6 +121,19 @@ def test_roundings_at_their_worst(isa, rng):
         check(router, queries.astype(np.float32), temperature)
 
 
+@pytest.mark.parametrize("n_heads", [20, 300])
+@pytest.mark.parametrize("exponent", [-60, -80, -90, -105])
+def test_tiny_answers_are_as_good_as_any(isa, rng, n_heads, exponent):
+    """What results are multiplied by is never so small that float32 holds less of it."""
+    centroids, answers = rng.standard_normal((2, n_heads, 40)).astype(np.float32)
+    queries = rng.standard_normal((33, 40))
+    tiny = Router(centroids, answers * np.float32(2.0**exponent), precision="int16")
+    plain = Router(centroids, answers, precision="int16").project(queries)
+    np.testing.assert_allclose(
+        tiny.project(queries).astype(np.float64) * 2.0**-exponent, plain, rtol=0, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_adversarial_heads(isa, rng, temperature):
     d = e = 70
