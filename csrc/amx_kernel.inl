@@ -12,6 +12,7 @@
 // and scales of the heads (packing.cpp), bounds (src/headroute/precision.py).
 
 #include "amx_multiply.h"
+#include "beside.h"
 #include "fixed_packer.h"
 #include "projection.h"
 #include "tile.h"

@@ -245,7 +245,8 @@ HR_INLINE void multiply_bytes(const std::int32_t* strips, const std::int32_t* pa
     }
 }
 
-// As multiply() of multiply.h, to a target of strips of ROWS rows, as int32.
+// multiply() of multiply.h for SignedBytes: all of depth is one chain, and sums are left as int32, in strips of ROWS
+// rows; nothing is scaled or added to.
 template <std::size_t ROWS, typename Beside, typename Done>
 HR_INLINE void multiply(const Product<SignedBytes>& product, Beside beside, Done done) {
     configure_tiles(min(ROWS, kTileRows));

@@ -2,6 +2,7 @@
 // dots. Not responsible for the scales of the heads (packing.cpp).
 #pragma once
 
+#include "beside.h"
 #include "multiply.h"
 #include "projection.h"
 #include "tile.h"

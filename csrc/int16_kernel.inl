@@ -14,6 +14,7 @@
 // query is derived in src/headroute/precision.py; the two parts of it that depend on the query are measured here, on
 // demand. Not responsible for: limits and scales of the heads (packing.cpp).
 
+#include "beside.h"
 #include "fixed_packer.h"
 #include "multiply.h"
 #include "projection.h"

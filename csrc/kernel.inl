@@ -1,5 +1,5 @@
 // Everything that is compiled for an instruction set, and the table of it. Included by each isa_*.cpp, which sets the
-// flags and names the result.
+// flags and names the result; isa_amx.cpp adds to another kernel, and includes what it needs.
 #include "int16_kernel.inl"
 #include "projection_kernel.inl"
 #include "screened_kernel.inl"

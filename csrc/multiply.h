@@ -223,7 +223,7 @@ HR_INLINE void multiply(const Product<Arithmetic>& product, Beside beside, Done 
     if (column < padded) tile(Constant<1>{});
 }
 
-// The same with nothing beside it. This and its relatives in tile.h are functions of their own: GCC compiles a loop
+// The same with nothing beside it. This and its relatives in beside.h are functions of their own: GCC compiles a loop
 // that stands alone better than one of a dozen in a function (30 % at K = 16 in int16).
 template <std::size_t ROWS, typename Arithmetic>
 __attribute__((noinline)) void multiply_alone(const Product<Arithmetic>& product) {

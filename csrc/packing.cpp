@@ -310,7 +310,7 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
         double largest = 0.0;
         for (std::size_t k = 0; k < n_heads; ++k)
             for (std::size_t i = 0; i < d; ++i) largest = std::max(largest, std::fabs(centered.exact(k, i)));
-        packed.centroid_scale = largest == 0.0 ? 1.0 : 127.0 / largest;
+        packed.centroid_scale = largest == 0.0 ? 1.0 : static_cast<double>(kernel.screened.largest) / largest;
     } else {
         packed.centroid_scale = choose_scales(centered, n_heads, d, true, heads.inverse_limits);
         packed.inverse_limits = heads.inverse_limits.data();
@@ -346,17 +346,17 @@ void pack_screened(const float* centroids, const float* answers, const Kernel& k
     for (std::size_t k = 0; k < n_heads; ++k) {
         const float* row = centroids + k * d;
         add_row(k, row);
-        if (kernel.screened.moved) {
+        if (kernel.screened.origin != 0.0f) {
             double sum = 0.0;
             for (std::size_t i = 0; i < d; ++i) sum += c.rounded(heads.search_order[k], i);
-            heads.dot_offsets[k] = static_cast<float>(128.0 * sum);
+            heads.dot_offsets[k] = static_cast<float>(static_cast<double>(kernel.screened.origin) * sum);
         }
         rounding.centroid_norm = std::max(rounding.centroid_norm, c.norm(k));
         rounding.centroid_rounding = std::max(rounding.centroid_rounding, c.error(k));
         rounding.answer_radius = std::max(rounding.answer_radius, around_mean.norm(k));
         answer_norm = std::max(answer_norm, a.norm(k));
-        const double largest_value = packed.values == 4 ? 127.0 : kLargestInt16 - 1.0;
-        rounding.query_scale += largest_value / largest_element(row, d) / static_cast<double>(n_heads);
+        rounding.query_scale +=
+            static_cast<double>(kernel.screened.largest) / largest_element(row, d) / static_cast<double>(n_heads);
     }
     if (answer_norm > 0.0) rounding.answer_radius /= answer_norm;
     packed.centroid_norm = rounding.centroid_norm;

@@ -36,7 +36,7 @@ struct Heads {
     HeadRounding rounding;  // not of float32
     AlignedFloats data;     // null when packed.data is somebody else's memory
     std::size_t data_elements;
-    std::vector<float> inverse_limits;        // int16
+    std::vector<float> inverse_limits;        // pairs of int16
     std::vector<float> dot_offsets;           // screened
     std::vector<std::uint32_t> search_order;  // screened
     AlignedFloats centroid_rows;              // screened

@@ -1,7 +1,7 @@
 // The contract between the engine (which owns memory and threads) and the kernels (which only compute).
 //
 // Plain structs of pointers and sizes; nothing here knows Python, allocates or throws. Every instruction
-// set exports one Kernel; all of them are compiled from kernel.inl.
+// set exports one Kernel, compiled from kernel.inl, or what it adds to another's (isa_amx.cpp).
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,7 @@ struct PackedHeads {
     //          adds the same to all cosines of a query, which softmax does not see.
     float answer_scale;
     double centroid_scale;
-    // int16 in one plane: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a
+    // Pairs of int16: [ceil(d / kIntChain)]; a query may be scaled so far that no ‖q16‖² over the columns of a
     // chain exceeds the chain's 1 / inverse_limit: then |q16 · c16| < 2^31 over the chain for every head
     // (Cauchy-Schwarz).
     const float* inverse_limits;
@@ -147,8 +147,9 @@ struct Int16Kernel {
 struct ScreenedKernel {
     std::size_t max_rows;
     std::size_t values, step;
-    bool moved;  // queries by 128, to be unsigned
-    float cost;  // of a head that is only searched, beside one of a float32 row: measured at K = 15,000
+    float largest;  // value of an element
+    float origin;   // what is added to those of queries, to make them unsigned
+    float cost;     // of a head that is only searched, beside one of a float32 row: measured at K = 15,000
     std::size_t (*project)(const PackedHeads&, const Rows&, const Interrupt&) noexcept;
 };
 

@@ -1,4 +1,4 @@
-// Few queries against many heads: one tile of rows by several threads. Included by kernel.inl.
+// Few queries against many heads: one tile of rows by several threads. Included by kernel.inl and isa_amx.cpp.
 //
 //   begin    one thread packs the queries
 //   dots     any thread, any block of heads: the tile's cosines with it, to where all threads can read them
@@ -13,6 +13,7 @@
 #include "multiply.h"
 #include "projection.h"
 #include "tile.h"
+#include "writer.h"
 
 namespace {
 

@@ -356,6 +356,11 @@ def test_project_within_a_tolerance(here, run, run_json) -> None:
     plan = tolerant.plan()
     assert (report["precision"], report["bound"]) == (plan.precision, plan.bound)
     np.testing.assert_array_equal(np.load("p.npy"), tolerant.project(np.load("q.npy")))
+    report = run_json(
+        *("project", "q.npy", "--router", "r.safetensors", "--tolerance", "0.05"),
+        *("--output", "weights", "-o", "w.npy"),
+    )
+    assert (report["precision"], report["bound"]) == ("float32", None)
     code, out, _ = run("project", "q.npy", "--router", "r.safetensors", "-o", "p.npy")
     assert code == 0
     assert "accuracy   float32; no row is off by more than" in out

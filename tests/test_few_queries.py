@@ -5,7 +5,7 @@ import pytest
 
 from headroute import Router
 
-# multiply-adds above which a second thread is worth its start (csrc/engine.cpp), and heads for them
+# So many multiply-adds that a second thread is worth its start (csrc/engine.cpp).
 D, E = 96, 70
 N_HEADS = 40_000
 

@@ -280,7 +280,7 @@ def test_bounds_of_one_query_and_of_none(rng):
 
 def test_options_that_make_no_sense(rng):
     heads = rng.standard_normal((3, 4))
-    for tolerance in (-1, np.nan, np.inf):
+    for tolerance in (-1, np.nan, np.inf, 10**400):
         with pytest.raises(ValueError, match=r"tolerance must be a finite number of at least 0"):
             Router(heads, heads, tolerance=tolerance)
     with pytest.raises(TypeError, match="tolerance must be a number, got '1'"):

@@ -20,12 +20,6 @@ if "native" not in available_backends():
 ISAS = build_info()["native"]["isas_available"]
 
 
-@pytest.fixture(params=ISAS, ids=[f"native-{isa}" for isa in ISAS])
-def isa(request, monkeypatch):
-    monkeypatch.setenv("HEADROUTE_ISA", request.param)
-    return request.param
-
-
 def make(rng, n, n_heads, d, e, temperature=0.05, precision=None):
     router = Router(
         rng.standard_normal((n_heads, d)),

@@ -96,6 +96,8 @@ def test_texts_stay_as_they_are(write):
     (record,) = read_qa_file(write("qa.csv", csv))
     assert record.questions == [(" two\nlines ", None)]
     assert record.answers == [("default", 'say "hi", ünï')]
+    (record,) = read_qa_file(write("long.csv", "question,answer\nq," + "x" * 200_000))
+    assert record.answers == [("default", "x" * 200_000)]
     line = json.dumps({"question": "a\u2028b", "answer": "a\u0085b"}, ensure_ascii=False)
     (record,) = read_qa_file(write("qa.jsonl", line))
     assert record.questions == [("a\u2028b", None)]

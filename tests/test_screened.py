@@ -1,11 +1,14 @@
 """Leaving out light heads, on every instruction set: no error above its certificate, and no
 certificate above the tolerance."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from accuracy import exact
 
-from headroute import Router
+from headroute import Router, _arithmetic, _screening, precision
 
 
 def clustered(rng, n_heads, d, e, spread=0.7):
@@ -131,11 +134,14 @@ def test_flat_rows_whose_lists_overflow(isa, rng):
 def test_queries_far_from_all_heads(isa, rng):
     """The largest of the cosines is far below zero: no exponent may begin there."""
     heads, _ = clustered(rng, 700, 32, 1, 0.1)
-    heads += 40 * rng.standard_normal(32)
+    heads += 2 * rng.standard_normal(32)
     unit = (heads / np.linalg.norm(heads, axis=1, keepdims=True)).astype(np.float32)
     queries = (-heads[:30] + 0.1 * rng.standard_normal((30, 32))).astype(np.float32)
-    for temperature in (0.002, 0.005, 0.02):
-        project_weights(isa, unit, queries, temperature, 1e-3)
+    cosines = queries @ unit.T / np.linalg.norm(queries, axis=1, keepdims=True)
+    assert cosines.max() < -0.5
+    for temperature in (0.002, 0.005):
+        done, _, _ = project_weights(isa, unit, queries, temperature, 1e-3)
+        assert done.mean() > 0.5
 
 
 def test_the_dropped_heads_look_light(isa, rng):
@@ -254,6 +260,23 @@ def test_plans(isa, rng):
     assert len(packed) == 3
     # Without int8 instructions the search takes twice the memory.
     assert sum(packed) <= (2.2 if isa == "avx512vnni" else 2.26) * 4 * 3000 * (128 + 128)
+
+
+def test_the_planner_knows_the_kernel():
+    """Constants of csrc that bounds and predictions are made with."""
+    csrc = Path(__file__).parents[1] / "csrc"
+    text = "".join(path.read_text() for path in csrc.iterdir())
+
+    def constant(name):
+        (value,) = re.findall(rf"constexpr [\w:]+ {name} = ([\d.]+)f?;", text)
+        return float(value)
+
+    assert constant("kSearched") == _screening._SEARCHED
+    assert constant("kMostScreenedColumns") == _arithmetic._MOST_SCREENED_COLUMNS
+    assert constant("kChain") == precision._DOT_CHAIN
+    assert constant("kLargestInt16") == precision._LARGEST_INT16
+    limit = "limit < 64 ? 64 : limit > 4096 ? 4096 : limit"
+    assert f"limit = n_heads / 4;\n    return {limit};" in text  # min(max(64, n_heads // 4), 4096)
 
 
 def test_nothing_but_out_is_written(isa, rng):

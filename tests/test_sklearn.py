@@ -143,6 +143,8 @@ def test_partial_fit_keeps_nothing_that_raised(data):
         parts.partial_fit(X[:1], ["z"], classes=["a", "b", "c"])
     with pytest.raises(ValueError, match=r"a row for each of 4 classes, got shape \(3, 3\)"):
         parts.partial_fit(X[:1], ["z"])
+    with pytest.raises(ValueError, match="labels of dtype int64, those so far are <U1"):
+        parts.partial_fit(X[:1], [1])
     parts.partial_fit(X[:1], y[:1])
     assert parts.router_.training.questions == 61
     assert parts.classes_.tolist() == ["a", "b", "c"]

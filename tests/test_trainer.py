@@ -89,6 +89,7 @@ def test_bad_input(data):
     before = trainer.router()
     for call, error, message in [
         (lambda: trainer.add_group("g1", np.zeros(E)), ValueError, "a group 'g1' already"),
+        (lambda: trainer.add_group(1, np.zeros(E)), TypeError, "name must be a str, got 1"),
         (lambda: trainer.add_group("x", np.zeros(E + 1)), ValueError, r"\(5,\), got \(6,\)"),
         (lambda: trainer.add_group("x", [np.nan] * E), ValueError, "answer has a NaN"),
         (

@@ -33,12 +33,7 @@ def temperature(value: float) -> float:
 
     TypeError unless it is a real number, ValueError unless it is positive and finite.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"temperature must be a number, got {value!r}")
-    try:
-        result = float(value)
-    except OverflowError:
-        result = math.inf
+    result = _float(value, "temperature")
     if not (math.isfinite(result) and result > 0):
         raise ValueError(f"temperature must be a positive, finite number, got {result!r}")
     return result
@@ -49,12 +44,20 @@ def tolerance(value: float) -> float:
 
     TypeError unless it is a real number, ValueError unless it is finite and not negative.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"tolerance must be a number, got {value!r}")
-    result = float(value)
+    result = _float(value, "tolerance")
     if not (math.isfinite(result) and result >= 0):
         raise ValueError(f"tolerance must be a finite number of at least 0, got {result!r}")
     return result
+
+
+def _float(value: float, what: str) -> float:
+    """A real number as a float, infinite if float has no such number; TypeError for others."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def one_of(value: str, what: str, valid: Sequence[str]) -> str:

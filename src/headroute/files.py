@@ -20,7 +20,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write beside `path`; flushed to disk and moved there at the end, removed after an
     error. Raises OSError.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:

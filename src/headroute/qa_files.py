@@ -166,7 +166,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
     while True:
         line = reader.line_num + 1  # a row may have more lines than one: quoted line breaks
         try:
-            cells = next(reader)
+            cells = _next_row(reader, longest=len(text))
         except StopIteration:
             return
         except csv.Error as error:
@@ -185,6 +185,14 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
                 " a comma without quotes?"
             )
         yield line, dict(zip(header, cells, strict=False))
+
+
+def _next_row(reader: Iterator[list[str]], longest: int) -> list[str]:
+    before = csv.field_size_limit(longest)  # of the whole process; 131,072 by default
+    try:
+        return next(reader)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _row_text(path: Path, line: int, row: dict[str, object], name: str) -> str:

@@ -225,7 +225,7 @@ def projection_text(report: ProjectionReport) -> str:
         "answers": "nearest answers",
     }[report.kind]
     lines = [("projected", "; ".join([f"{count(report.rows, 'query')}, {what}", *notes]))]
-    if report.kind == "projected":
+    if report.kind == "projected" and report.bound is not None:
         bound = f"no row is off by more than {rounded_up(report.bound)} of the longest answer"
         lines.append(("accuracy", f"{report.precision}; {bound}"))
     if report.rows and report.resumed_rows == report.rows:

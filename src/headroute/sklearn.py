@@ -33,6 +33,14 @@ from headroute.training import train_heads
 Float64 = npt.NDArray[np.float64]
 
 
+def _joined(before: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Labels of both; ValueError where numbers would become strings."""
+    result = np.concatenate([before, labels])
+    if result.dtype.kind in "SU" and before.dtype.kind != labels.dtype.kind:
+        raise ValueError(f"y has labels of dtype {labels.dtype}, those so far are {before.dtype}")
+    return result
+
+
 class MultiHeadRouting(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator
 ):
@@ -107,7 +115,7 @@ class MultiHeadRouting(
         answers = None
         if not first:
             rows = np.concatenate([self._rows, rows])
-            labels = np.concatenate([self._labels, labels])
+            labels = _joined(self._labels, labels)
             answers = self._answers
         if len(np.unique(labels)) > 1:
             self._train(rows, labels, answers)

@@ -40,8 +40,11 @@ class HeadTrainer:
     ) -> Self:
         """Add a group with its answer (e,), and questions (n, d) if there are any yet.
 
-        Raises ValueError for a name that is there, and for a wrong shape, NaN or infinity.
+        Raises TypeError for a name that is no string, ValueError for one that is there, and for a
+        wrong shape, NaN or infinity.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a group's name must be a str, got {name!r}")
         if name in self._answers:
             raise ValueError(f"there is a group {name!r} already")
         checked = None if questions is None else self._checked_questions(questions)

@@ -46,7 +46,7 @@ class ProjectionReport:
     null_rows: int
     kind: str  # one of headroute.batch.task.OUTPUTS
     precision: str
-    bound: float  # ‖projected - exact‖ / max ‖answer‖ of every row is at most this
+    bound: float | None  # ‖projected - exact‖ / max ‖answer‖ is at most this; None if not projected
     seconds: float
     rows_per_second: float
     bytes_per_second: float  # read and written
@@ -116,7 +116,7 @@ def project_files(
     seconds = time.perf_counter() - started
     fresh = rows - resumed
     plan = router.plan(task.temperature)
-    float32 = task.output in ("weights", "top-k")
+    float32 = task.output in ("weights", "top-k")  # and nothing is projected
     return ProjectionReport(
         output=str(destination),
         inputs=len(sources),
@@ -128,7 +128,7 @@ def project_files(
         null_rows=run.done.null_rows,
         kind=task.output,
         precision="float32" if float32 else plan.precision,
-        bound=plan.bound,
+        bound=None if float32 else plan.bound,
         seconds=seconds,
         rows_per_second=fresh / seconds,
         bytes_per_second=fresh * moved_bytes(task, jobs) / seconds,
