@@ -11,7 +11,7 @@ import numpy.typing as npt
 from headroute import _validate
 
 # (queries (n, d), τ, arrays of n rows to write …, threads) → the first bad row, or -1.
-Kernel = Callable[..., int]
+AnyKernel = Callable[..., int]
 
 
 class Run:
@@ -25,7 +25,7 @@ class Run:
         self._threads = threads
         self._halves = halves  # the kernels read and write float16
 
-    def __call__(self, kernel: Kernel, *outputs: npt.NDArray[Any], first_row: int = 0) -> None:
+    def __call__(self, kernel: AnyKernel, *outputs: npt.NDArray[Any], first_row: int = 0) -> None:
         """Write `outputs`, arrays of n rows. `first_row` is the number of row 0 for the user."""
         rows, first_output = self._rows, outputs[0]
         if len(rows) == 0:

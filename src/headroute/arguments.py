@@ -255,7 +255,7 @@ no result with --on-bad null (NaN or -1 in a .npy file).""",
         type=Path,
         required=True,
         metavar="OUT",
-        help="FILE.npy, or a folder for Parquet parts",
+        help="FILE.npy, replaced when all is done, or a folder for Parquet parts",
     )
     source = sub.add_mutually_exclusive_group()
     add_db(source)

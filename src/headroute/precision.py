@@ -1,6 +1,6 @@
 """How far a projected query may be from the exact one, and which arithmetic that allows.
 
-The unit of every error here is the largest ‖a_k‖. Two facts carry all of it:
+The unit of every error here is the largest ‖a_k‖. Three facts carry all of it:
 
 - Logits that are off by at most b each (after any shift that all of them share) give weights w'
   with Σ |w' - w| <= 2 tanh(b / 2): the odds of a set of heads change by a factor of exp(2b) at
@@ -9,13 +9,12 @@ The unit of every error here is the largest ‖a_k‖. Two facts carry all of it
   ‖Σ (w' - w) a‖ <= 2 tanh(b / 2) max ‖a_k - ā‖.
 - A dot product moves by at most the product of norms (Cauchy-Schwarz): with q̂ off by r_q and the
   centered centroid c by r_c, a cosine moves by ‖r_q‖ ‖c‖ + (1 + ‖r_q‖) ‖r_c‖.
+- Heads that are left out, a part x of the weight, move a projection by x times the distance between
+  the mean of the answers that stay and that of those that go: at most 2x max ‖a_k - ā‖.
 
 float32 roundings are bounded by u = 2⁻²⁴ times the number of them that a term passes through.
 int16 residuals are measured: those of the heads when they are packed, those of a query beside its
 projection.
-
-- Heads that are left out, a part x of the weight, move a projection by x times the distance between
-  the mean of the answers that stay and that of those that go: at most 2x max ‖a_k - ā‖.
 
 This module computes; it runs no kernel.
 """
@@ -45,9 +44,7 @@ _ROOM = 0.9
 # Below this many heads a vector of them is not full, and int16 was not measured. On Zen 4, bounds
 # checked: 1.25 times as fast at K = 16, 1.4 at 24, 1.5 at 32.
 _FEWEST_HEADS = 16
-
-
-# And below this many there is too little to leave out.
+# Below this many there is too little to leave out.
 _FEWEST_SEARCHED = 512
 # screened is taken when it is predicted to be this much faster than the next best; the prediction
 # is for queries like the heads.
@@ -72,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class HeadRounding(NamedTuple):
-    """What packing measured of heads in int16: `csrc/packing.h`."""
+    """What packing measured of heads in int16 or int8: `csrc/packing.h`."""
 
     centroid_norm: float
     centroid_rounding: float

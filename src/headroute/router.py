@@ -2,8 +2,8 @@
 
     q̂ = q / ‖q‖     ĉ_k = c_k / ‖c_k‖     w = softmax(q̂ · ĉ / τ)     p = Σ_k w_k a_k
 
-This file checks what comes in, cuts it into blocks and says which row was bad. The arithmetic is
-the backend's.
+This file checks what comes in and makes what goes out. Which arithmetic computes it is said by
+_arithmetic.py, and which row was bad by _run.py.
 """
 
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
