@@ -26,6 +26,20 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"headroute {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
 
+    import_command(commands)
+    train_command(commands)
+    validate_command(commands)
+    plot_command(commands)
+    report_command(commands)
+    search_command(commands)
+    route_command(commands)
+    project_command(commands)
+    info_command(commands)
+    quickstart_command(commands)
+    return parser
+
+
+def import_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "import",
@@ -47,6 +61,8 @@ their embeddings.""",
     sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".json, .jsonl or .csv")
     add_db(sub)
 
+
+def train_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "train",
@@ -109,6 +125,8 @@ together. The figures of a --test-set are kept with the heads.""",
     )
     add_test_set(sub, "; implies --validate")
 
+
+def validate_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "validate",
@@ -137,6 +155,8 @@ and the same question of the same cluster counts once. Nothing is stored.""",
     add_test_set(source, " (default: the training questions)")
     add_cross_validate(source)
 
+
+def plot_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "plot",
@@ -158,6 +178,8 @@ Needs the extra `plot`.""",
     add_test_set(sub, " (default: the training questions)")
     add_output(sub, "FILE.png")
 
+
+def report_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "report",
@@ -175,6 +197,8 @@ methods, the worst questions, and all pictures. Needs the extra `plot`.""",
     add_cross_validate(source)
     add_output(sub, "FILE.html")
 
+
+def search_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "search",
@@ -205,6 +229,8 @@ unlike those of the training gets "no answer known" first.""",
         help="share of the questions it should answer that may be refused (default: %(default)s)",
     )
 
+
+def route_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "route",
@@ -225,6 +251,8 @@ unlike those of the training gets "no answer known" first.""",
         help="number of heads to draw (default: %(default)s)",
     )
 
+
+def project_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "project",
@@ -338,6 +366,8 @@ no result with --on-bad null (NaN or -1 in a .npy file).""",
         help="with --engine ray: a column of unique ids, without which a run cannot go on",
     )
 
+
+def info_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "info",
@@ -352,6 +382,8 @@ or the file of a saved router.""",
     source.add_argument("--db", type=Path, metavar="FILE", help="a database")
     source.add_argument("--router", type=Path, metavar="FILE", help="a saved router")
 
+
+def quickstart_command(commands: Any) -> None:
     sub = add_command(
         commands,
         "quickstart",
@@ -371,7 +403,6 @@ and `offline`. May be run again in the same folder.""",
         metavar="FOLDER",
         help="where (default: %(default)s)",
     )
-    return parser
 
 
 def add_command(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from headroute import _validate, prediction, ranking
 from headroute._ready_heads import ReadyHeads
-from headroute._run import Kernel, Run
+from headroute._run import AnyKernel, Run
 from headroute._threads import get_num_threads
 from headroute._validate import Float32
 from headroute.memory import aligned_empty
@@ -349,7 +349,7 @@ class Router(ReadyHeads):
         rows = np.atleast_2d(array)
         right, of_weights = ranking.documents_side(len(rows), self._answers, columns)
         arithmetic = self._arithmetic
-        kernel: Kernel = (
+        kernel: AnyKernel = (
             arithmetic.float32.route if of_weights else arithmetic.kernel(arithmetic.plan(tau))
         )
 
