@@ -29,6 +29,25 @@ def exact(queries, centroids, answers, temperature):
     return w, w @ a
 
 
+def row_errors(projected, queries, router, temperature):
+    """‖projected - exact‖ / max ‖a‖ of every row, against float64."""
+    _, expected = exact(queries, router.centroids, router.answers, temperature)
+    unit = np.linalg.norm(router.answers.astype(np.float64), axis=1).max()
+    return np.linalg.norm(projected - expected, axis=1) / (unit or 1)
+
+
+def check_bounds(router, queries, temperature):
+    """No row is further off than its own bound, no bound is above the plan's, and asking for bounds
+    changes no bit. Returns errors and bounds, both (n,)."""
+    projected, bound = router.project(queries, temperature=temperature, return_bound=True)
+    error = row_errors(projected, queries, router, temperature)
+    worst = np.argmax(error - bound)
+    assert error[worst] <= bound[worst], (worst, error[worst], bound[worst])
+    assert (bound <= router.plan(temperature).bound * (1 + 1e-6)).all()
+    assert (router.project(queries, temperature=temperature) == projected).all()
+    return error, bound
+
+
 def weight_error(d, n_heads, temperature):
     """Relative error of a weight."""
     cosine = (6 * np.sqrt(d) + 4) * U

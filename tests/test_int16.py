@@ -6,28 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
-from accuracy import exact
+from accuracy import check_bounds, row_errors
 
 from headroute import Router, available_backends
 
 TEMPERATURES = (0.001, 0.02, 0.1, 1.0, 100.0)
-
-
-def errors(projected, queries, router, temperature):
-    """‖projected - exact‖ / max ‖a‖ of every row, against float64."""
-    _, expected = exact(queries, router.centroids, router.answers, temperature)
-    unit = np.linalg.norm(router.answers.astype(np.float64), axis=1).max()
-    return np.linalg.norm(projected - expected, axis=1) / (unit or 1)
-
-
-def check(router, queries, temperature):
-    projected, bound = router.project(queries, temperature=temperature, return_bound=True)
-    error = errors(projected, queries, router, temperature)
-    worst = np.argmax(error - bound)
-    assert error[worst] <= bound[worst], (worst, error[worst], bound[worst])
-    assert (bound <= router.plan(temperature).bound * (1 + 1e-6)).all()
-    assert (router.project(queries, temperature=temperature) == projected).all()
-    return error, bound
 
 
 def near_heads(rng, centroids, n):
@@ -53,7 +36,7 @@ def test_edge_sizes_stay_within_their_bounds(isa, rng, temperature):
             precision="int16",
         )
         for n in (1, 4, 15, 29):
-            check(router, near_heads(rng, router.centroids, n), temperature)
+            check_bounds(router, near_heads(rng, router.centroids, n), temperature)
 
 
 def test_expected_error_is_what_it_says(isa, rng):
@@ -61,7 +44,7 @@ def test_expected_error_is_what_it_says(isa, rng):
     for n_heads, temperature in ((64, 0.1), (300, 0.02), (1500, 0.05)):
         centroids = rng.standard_normal((n_heads, 384))
         router = Router(centroids, rng.standard_normal((n_heads, 384)), precision="int16")
-        error, _ = check(router, near_heads(rng, router.centroids, 200), temperature)
+        error, _ = check_bounds(router, near_heads(rng, router.centroids, 200), temperature)
         ratio = np.sqrt((error**2).mean()) / router.plan(temperature).expected_error
         assert 0.05 < ratio < 1.5
 
@@ -97,7 +80,7 @@ def test_sums_that_try_to_overflow(isa, rng):
             router = Router(centroids, answers, precision="int16")
             for temperature in TEMPERATURES:
                 queries = np.concatenate([centroids, np.eye(d)[:5], -np.eye(d)[:5]])
-                check(router, queries.astype(np.float32), temperature)
+                check_bounds(router, queries.astype(np.float32), temperature)
 
 
 def test_rows_longer_than_a_chain_of_bytes(isa, rng):
@@ -108,7 +91,7 @@ def test_rows_longer_than_a_chain_of_bytes(isa, rng):
     router = Router(centroids, rng.standard_normal((64, 3)), precision="int16")
     queries = np.concatenate([centroids[::9], np.ones((1, d)), -np.ones((1, d))])
     for temperature in (0.001, 0.1, 1.0):
-        check(router, queries.astype(np.float32), temperature)
+        check_bounds(router, queries.astype(np.float32), temperature)
 
 
 def test_roundings_at_their_worst(isa, rng):
@@ -118,7 +101,7 @@ def test_roundings_at_their_worst(isa, rng):
     queries = rng.integers(-3, 3, (60, d)) + 0.5
     queries[:, 0] = 32766 / 0.999999  # the largest element decides the scale
     for temperature in TEMPERATURES:
-        check(router, queries.astype(np.float32), temperature)
+        check_bounds(router, queries.astype(np.float32), temperature)
 
 
 @pytest.mark.parametrize("n_heads", [20, 300])
@@ -160,7 +143,7 @@ def test_adversarial_heads(isa, rng, temperature):
         queries = near_heads(rng, router.centroids, 40)
         queries[0] = 0
         try:
-            check(router, queries, temperature)
+            check_bounds(router, queries, temperature)
         except AssertionError as error:
             raise AssertionError(name) from error
 
@@ -173,9 +156,9 @@ def test_queries_that_nobody_sane_would_send(isa, rng):
     unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     for length in (1e-44, 1e-38, 1e-20, 1e19, 3e38):
         rows = (unit * np.float64(length)).astype(np.float32)
-        check(router, rows, 0.1)
+        check_bounds(router, rows, 0.1)
     mixed = np.concatenate([unit[:3], np.zeros((1, 130), np.float32), unit[3:6] * 3e38])
-    check(router, mixed.astype(np.float32), 0.1)
+    check_bounds(router, mixed.astype(np.float32), 0.1)
     for bad in (np.nan, np.inf, -np.inf):
         broken = queries.copy()
         broken[[17, 23], 99] = bad
@@ -218,7 +201,7 @@ def test_a_tolerance_is_kept_row_by_row(isa, rng):
     assert (projected[:7] != exact_rows[:7]).any()
     assert (router.project(queries) == projected).all()
     assert (router.project(queries[7]) == projected[7]).all()
-    assert (errors(projected, queries, router, 0.1) <= bound).all()
+    assert (row_errors(projected, queries, router, 0.1) <= bound).all()
 
 
 @pytest.mark.parametrize("backend", available_backends())
@@ -229,7 +212,7 @@ def test_the_bound_of_float32(backend, rng):
         )
         queries = near_heads(rng, router.centroids, 60)
         for temperature in TEMPERATURES:
-            check(router, queries, temperature)
+            check_bounds(router, queries, temperature)
 
 
 def test_plans(isa, rng):
@@ -299,4 +282,4 @@ def test_options_that_make_no_sense(rng):
 def test_every_rounding_a_half(isa, rng):
     """48 equal weights are each half way between two integers: the bound is the plan's own."""
     router = Router(np.ones((48, 256)), rng.standard_normal((48, 16)) + 100, precision="int16")
-    check(router, rng.standard_normal((30, 256)).astype(np.float32), 6.6)
+    check_bounds(router, rng.standard_normal((30, 256)).astype(np.float32), 6.6)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accuracy import exact
+from accuracy import check_bounds, exact
 
 from headroute import Router, _arithmetic, _screening, precision
 
@@ -25,18 +25,6 @@ def near(rng, heads, n, spread=0.7):
     return (queries * np.exp(rng.uniform(-9, 9, (n, 1)))).astype(np.float32)
 
 
-def check(router, queries, temperature):
-    projected, bound = router.project(queries, temperature=temperature, return_bound=True)
-    _, expected = exact(queries, router.centroids, router.answers, temperature)
-    unit = np.linalg.norm(router.answers.astype(np.float64), axis=1).max()
-    error = np.linalg.norm(projected - expected, axis=1) / (unit or 1)
-    worst = np.argmax(error - bound)
-    assert error[worst] <= bound[worst], (worst, error[worst], bound[worst])
-    assert (bound <= router.plan(temperature).bound * (1 + 1e-6)).all()
-    assert (router.project(queries, temperature=temperature) == projected).all()
-    return projected, bound
-
-
 def given_up(router, queries, temperature):
     """Rows that float32 had to do: its bound, and its bits."""
     dense = Router(router.centroids, router.answers)
@@ -53,7 +41,7 @@ def test_certificates(isa, rng, temperature, tolerance):
     heads, answers = clustered(rng, 1500, 96, 40)
     router = Router(heads, answers, tolerance=tolerance, precision="screened")
     queries = near(rng, heads, 150)
-    check(router, queries, temperature)
+    check_bounds(router, queries, temperature)
     if temperature == 0.01:
         assert given_up(router, queries, temperature).mean() < 0.2
 
@@ -176,7 +164,7 @@ def test_edge_sizes(isa, rng, temperature):
         heads, answers = clustered(rng, n_heads, d, e)
         router = Router(heads, answers, tolerance=2e-3, precision="screened")
         for n in (1, 4, 15, 29):
-            check(router, near(rng, heads, n), temperature)
+            check_bounds(router, near(rng, heads, n), temperature)
 
 
 def test_same_bits_in_any_batch(isa, rng):
@@ -218,7 +206,7 @@ def test_adversarial_heads(isa, rng, temperature):
         queries = near(rng, np.asarray(router.centroids), 40)
         queries[0] = 0
         try:
-            check(router, queries, temperature)
+            check_bounds(router, queries, temperature)
         except AssertionError as error:
             raise AssertionError(name) from error
 
@@ -229,7 +217,7 @@ def test_queries_that_nobody_sane_would_send(isa, rng):
     queries = near(rng, heads, 30)
     unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     for length in (1e-44, 1e-38, 1e-20, 1e19, 3e38):
-        check(router, (unit * np.float64(length)).astype(np.float32), 0.02)
+        check_bounds(router, (unit * np.float64(length)).astype(np.float32), 0.02)
     for bad in (np.nan, np.inf):
         broken = queries.copy()
         broken[[17, 23], 9] = bad
@@ -342,7 +330,7 @@ def test_bounds_of_answers_near_nothing(isa, rng, precision, size):
     answers = rng.standard_normal((600, 16)) * size
     router = Router(rng.standard_normal((600, 16)), answers, tolerance=0.01, precision=precision)
     for temperature in (0.1, 1.0, 40.0):
-        check(router, near(rng, np.asarray(router.centroids), 50), temperature)
+        check_bounds(router, near(rng, np.asarray(router.centroids), 50), temperature)
 
 
 def test_answers_near_the_end_of_float32(isa, rng):
