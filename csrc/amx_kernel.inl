@@ -89,17 +89,17 @@ HR_INLINE void project_block_planes(const PackedHeads& heads, const Rows& rows, 
         multiply_packing<PlanePacker, ROWS>(dots, heads, rows, next);
     else
         multiply_fetching<ROWS>(dots, heads, tile);
-    softmax_planes<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.rounding != nullptr);
+    softmax_planes<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.account != nullptr);
     const auto mix = mix_product<Mix>(heads, block, tile, weights.bytes, kByteChain, weights.scales);
     if (!block.is_last) return multiply_alone<ROWS>(mix);
     multiply_writing<ROWS>(mix, heads, rows, tile);
-    write_roundings(rows, tile);
+    write_account(rows, tile);
 }
 
 std::size_t project_planes(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     const PlaneWeights weights = plane_weights(heads, tile_weights(heads, rows));
     return for_each_tile<std::int32_t>(
-        heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Dots>(heads, rows, tile); }, check_fixed,
+        heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Dots>(heads, rows, tile); }, begin_fixed,
         [&](auto height, const Block<std::int32_t>& block, const Tile& tile, const Tile& next) {
             project_block_planes<decltype(height)::value>(heads, rows, block, tile, next, weights);
         });
@@ -112,17 +112,17 @@ struct PlaneSteps {
 
     static std::size_t pack(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
         pack_fixed<Dots>(heads, rows, tile);
-        return check_fixed(tile);
+        return begin_fixed(tile);
     }
     template <std::size_t ROWS>
     static void softmax(const PackedHeads& heads, const Rows& rows, const Tile& tile, float* dots, std::size_t n) {
-        softmax_planes<ROWS>(tile, plane_weights(heads, dots), n, heads.answer_dim, rows.rounding != nullptr);
+        softmax_planes<ROWS>(tile, plane_weights(heads, dots), n, heads.answer_dim, rows.account != nullptr);
     }
     static Product<Mix> mix(const PackedHeads& heads, const Block<std::int32_t>& block, const Tile& tile, float* dots) {
         const PlaneWeights weights = plane_weights(heads, dots);
         return mix_product<Mix>(heads, block, tile, weights.bytes, kByteChain, weights.scales);
     }
-    static void report(const Rows& rows, const Tile& tile) { write_roundings(rows, tile); }
+    static void report(const Rows& rows, const Tile& tile) { write_account(rows, tile); }
 };
 
 }  // namespace

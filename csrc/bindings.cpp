@@ -144,7 +144,7 @@ bool never() { return false; }
 
 // What a call is to do beside its task; null arrays are not wanted.
 struct Extras {
-    py::object rounding = py::none();  // float32 (n, 2)
+    py::object account = py::none();  // float32 (n, 2)
     double may_drop = 0.0;
     py::object stats = py::none();      // float32 (n, 3)
     py::object top_heads = py::none();  // int64 (n, k)
@@ -157,7 +157,7 @@ float* table(const py::object& object, py::ssize_t n, py::ssize_t columns) {
     const FloatArray checked(array);
     require(checked.ndim() == 2 && checked.shape(0) == n && checked.shape(1) == columns && checked.c_contiguous() &&
                 checked.writeable(),
-            "rounding must be a writable C-contiguous (n, 2) array, and stats (n, 3)");
+            "account must be a writable C-contiguous (n, 2) array, and stats (n, 3)");
     return checked.mutable_data();
 }
 
@@ -182,13 +182,13 @@ std::ptrdiff_t run(const Engine& engine, Task task, std::size_t columns, const p
     require(temperature > 0, "temperature must be positive");
     Batch batch{queries.matrix(),     row_bytes / item, static_cast<std::size_t>(n),
                 out.mutable_matrix(), temperature,      num_threads};
-    batch.rounding = table(extras.rounding, n, 2);
+    batch.account = table(extras.account, n, 2);
     batch.stats = table(extras.stats, n, 3);
     batch.may_drop = extras.may_drop;
-    require(batch.rounding == nullptr || precision != Precision::float32, "float32 heads have no rounding");
+    require(batch.account == nullptr || precision != Precision::float32, "float32 heads have no account");
     require(batch.stats == nullptr || precision == Precision::float32, "stats come from float32 heads");
-    require(precision != Precision::screened || (batch.rounding != nullptr && batch.may_drop > 0),
-            "screened heads need rounding, and may_drop above 0");
+    require(precision != Precision::screened || (batch.account != nullptr && batch.may_drop > 0),
+            "screened heads need an account, and may_drop above 0");
     if (task == Task::top_heads) {
         require(py::isinstance<py::array_t<std::int64_t>>(extras.top_heads), "heads must be int64");
         const auto heads = py::reinterpret_borrow<py::array>(extras.top_heads);
@@ -258,12 +258,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         .def(
             "project",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,
-               std::size_t threads, const py::object& rounding, double may_drop, const py::object& stats) {
+               std::size_t threads, const py::object& account, double may_drop, const py::object& stats) {
                 return run(self, Task::project, self.heads().answer_dim, queries, temperature, out, threads,
-                           Extras{rounding, may_drop, stats});
+                           Extras{account, may_drop, stats});
             },
             py::arg("queries"), py::arg("temperature"), py::arg("out"), py::arg("num_threads"),
-            py::arg("rounding") = py::none(), py::arg("may_drop") = 0.0, py::arg("stats") = py::none())
+            py::arg("account") = py::none(), py::arg("may_drop") = 0.0, py::arg("stats") = py::none())
         .def(
             "route",
             [](const Engine& self, const py::array& queries, double temperature, const py::array& out,

@@ -83,7 +83,7 @@ Rows rows_of(const Batch& batch, std::size_t columns, std::size_t first, std::si
     rows.log2e_over_temperature = kLog2E / batch.temperature;
     rows.stats = batch.stats == nullptr ? nullptr : batch.stats + 3 * first;
     rows.top = {batch.top.heads == nullptr ? nullptr : batch.top.heads + first * batch.top.k, batch.top.k};
-    rows.rounding = batch.rounding == nullptr ? nullptr : batch.rounding + 2 * first;
+    rows.account = batch.account == nullptr ? nullptr : batch.account + 2 * first;
     rows.may_drop = batch.may_drop;
     rows.scratch = scratch;
     return rows;

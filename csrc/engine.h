@@ -22,7 +22,7 @@ struct Batch {
     // See Rows; null, or 0, where they do not apply.
     float* stats = nullptr;
     Top top = {nullptr, 0};
-    float* rounding = nullptr;
+    float* account = nullptr;
     double may_drop = 0.0;
 };
 

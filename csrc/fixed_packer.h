@@ -68,7 +68,7 @@ class FixedPacker {
           to_(reinterpret_cast<Value*>(tile.strips)),
           plane_(tile.height * kWidth),
           row_scale_(rows.log2e_over_temperature / heads.centroid_scale),
-          want_rounding_(rows.rounding != nullptr) {
+          want_rounding_(rows.account != nullptr) {
         for (std::size_t i = 0; i < tile.rows * kStrip; i += kLanes) store(tile.squares + i, zero());
     }
 
@@ -202,17 +202,11 @@ HR_INLINE void pack_fixed(const PackedHeads& heads, const Rows& rows, const Tile
     });
 }
 
-// Finishes the numbers of a packed tile. Returns its first row with a NaN or infinity, or kNoBadRow.
-HR_INLINE std::size_t check_fixed(const Tile& tile) {
-    for (std::size_t m = 0; m < tile.height; ++m) {
-        tile.maximum[m] = -__builtin_inff();
-        tile.weight_sum[m] = tile.weight_log[m] = 0.0f;
-        tile.weight_rounding[m] = 0.0f;
-        if (m >= tile.rows)
-            tile.scale[m] = 0.0f;
-        else if (tile.scale[m] != tile.scale[m])
-            return tile.first + m;
-    }
+// Resets the numbers of a packed tile. Returns its first row with a NaN or infinity, or kNoBadRow.
+HR_INLINE std::size_t begin_fixed(const Tile& tile) {
+    reset_numbers(tile);
+    for (std::size_t m = 0; m < tile.rows; ++m)
+        if (tile.scale[m] != tile.scale[m]) return tile.first + m;
     return kNoBadRow;
 }
 

@@ -112,18 +112,18 @@ HR_INLINE void project_block_int16(const PackedHeads& heads, const Rows& rows, c
         multiply_packing<PairPacker, ROWS>(dots, heads, rows, next);
     else
         multiply_fetching<ROWS>(dots, heads, tile);
-    softmax_int16<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.rounding != nullptr);
+    softmax_int16<ROWS>(tile, weights, block.heads, heads.answer_dim, rows.account != nullptr);
     const auto mix = mix_product<Int16Pairs>(heads, block, tile, weights.pairs, kChainPairs, weights.scales);
     if (!block.is_last) return multiply_asking<ROWS>(mix, heads, rows, block, tile);
     const QueriesAhead ahead(rows, heads, next, true, mix.depth * divide_up(mix.columns, kPanel));
     multiply_writing<ROWS>(mix, heads, rows, tile, ahead);
-    write_roundings(rows, tile);
+    write_account(rows, tile);
 }
 
 std::size_t project_int16(const PackedHeads& heads, const Rows& rows, const Interrupt& interrupt) noexcept {
     const Int16Weights weights = int16_weights(heads, tile_weights(heads, rows));
     return for_each_tile<std::int32_t>(
-        heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Int16Pairs>(heads, rows, tile); }, check_fixed,
+        heads, rows, interrupt, [&](const Tile& tile) { pack_fixed<Int16Pairs>(heads, rows, tile); }, begin_fixed,
         [&](auto height, const Block<std::int32_t>& block, const Tile& tile, const Tile& next) {
             project_block_int16<decltype(height)::value>(heads, rows, block, tile, next, weights);
         });
@@ -136,18 +136,18 @@ struct Int16Steps {
 
     static std::size_t pack(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
         pack_fixed<Int16Pairs>(heads, rows, tile);
-        return check_fixed(tile);
+        return begin_fixed(tile);
     }
     template <std::size_t ROWS>
     static void softmax(const PackedHeads& heads, const Rows& rows, const Tile& tile, float* dots, std::size_t n) {
-        softmax_int16<ROWS>(tile, int16_weights(heads, dots), n, heads.answer_dim, rows.rounding != nullptr);
+        softmax_int16<ROWS>(tile, int16_weights(heads, dots), n, heads.answer_dim, rows.account != nullptr);
     }
     static Product<Int16Pairs> mix(const PackedHeads& heads, const Block<std::int32_t>& block, const Tile& tile,
                                    float* dots) {
         const Int16Weights weights = int16_weights(heads, dots);
         return mix_product<Int16Pairs>(heads, block, tile, weights.pairs, kChainPairs, weights.scales);
     }
-    static void report(const Rows& rows, const Tile& tile) { write_roundings(rows, tile); }
+    static void report(const Rows& rows, const Tile& tile) { write_account(rows, tile); }
 };
 
 }  // namespace

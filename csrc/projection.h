@@ -108,7 +108,7 @@ struct Rows {
     // [n][2], or null. int16: ‖q̂ - its rounding‖, and Σ |w - its rounding| / Σ w. screened, never null: the part
     // of the weight that was dropped, at most, or infinity where too many heads would have to be kept and `out` is
     // unspecified; and how many were kept.
-    float* rounding;
+    float* account;
     double may_drop;  // screened: the part of its weight that a row may lose
     float* scratch;   // scratch_floats() floats, 64-byte aligned
 };

@@ -117,12 +117,9 @@ __attribute__((noinline)) float rescale_row(float* row, std::size_t row_stride, 
 
 // Finds the scale of every row of a packed tile. Returns its first row with a NaN or infinity, or kNoBadRow.
 HR_INLINE std::size_t measure_queries(const Rows& rows, std::size_t d, const Tile& tile) {
-    for (std::size_t m = 0; m < tile.height; ++m) {
-        tile.maximum[m] = -__builtin_inff();
-        tile.weight_sum[m] = tile.weight_log[m] = 0.0f;
-        tile.weight_rounding[m] = 0.0f;
+    reset_numbers(tile);
+    for (std::size_t m = 0; m < tile.rows; ++m) {
         tile.scale[m] = tile.inverse_norm[m] = 0.0f;
-        if (m >= tile.rows) continue;
         float norm2 = sum_of_strip(tile.squares + m * kStrip);
         if (!(norm2 > 0x1p-40f && norm2 < 0x1p80f)) {  // also taken by NaN and by a zero query
             norm2 = rescale_row(tile.strips + m * kStrip, tile.height * kStrip, d);

@@ -84,7 +84,7 @@ HR_INLINE double margin(const PackedHeads& heads, const Rows& rows, float roundi
 
 // Begins the search in a tile that has just been packed.
 HR_INLINE std::size_t begin_search(const PackedHeads& heads, const Rows& rows, const Tile& tile) {
-    const std::size_t bad = check_fixed(tile);
+    const std::size_t bad = begin_fixed(tile);
     if (bad != kNoBadRow) return bad;
     // K heads that are each this many times lighter than all together weigh an eighth of may_drop.
     const double lighter = 8.0 * static_cast<double>(heads.n_heads) / rows.may_drop;
@@ -330,8 +330,8 @@ HR_INLINE void screen_block(const PackedHeads& heads, const Rows& rows, const Bl
     if (!block.is_last) return;
     for (std::size_t m = 0; m < tile.rows; ++m) end_search(heads, rows, tile, m, weights);
     for (std::size_t m = 0; m < tile.rows; ++m) {
-        float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = finish_row(heads, rows, tile, m, query, rounding[1]);
+        float* account = rows.account + 2 * (tile.first + m);
+        account[0] = finish_row(heads, rows, tile, m, query, account[1]);
     }
 }
 

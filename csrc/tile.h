@@ -50,6 +50,15 @@ HR_INLINE Tile make_tile(const PackedHeads& heads, float* scratch, std::size_t s
     return tile;
 }
 
+// A tile's numbers before its first block.
+HR_INLINE void reset_numbers(const Tile& tile) {
+    for (std::size_t m = 0; m < tile.height; ++m) {
+        tile.maximum[m] = -__builtin_inff();
+        tile.weight_sum[m] = tile.weight_log[m] = tile.weight_rounding[m] = 0.0f;
+    }
+    for (std::size_t m = tile.rows; m < tile.height; ++m) tile.scale[m] = 0.0f;
+}
+
 // The tile that begins with row `first` of a pass that ends before row `end`.
 HR_INLINE Tile tile_at(const PackedHeads& heads, const Rows& rows, std::size_t slot, std::size_t first,
                        std::size_t end) {
@@ -164,13 +173,13 @@ HR_INLINE void raise_maximum(const Tile& tile, std::size_t m, float maximum, std
     for (std::size_t i = 0; i < e; i += kLanes) store(sums + i, load(sums + i) * decay);
 }
 
-// Writes what Rows::rounding wants of a finished tile; int16 only.
-HR_INLINE void write_roundings(const Rows& rows, const Tile& tile) {
-    if (rows.rounding == nullptr) return;
+// Writes what Rows::account wants of a finished tile; int16 only.
+HR_INLINE void write_account(const Rows& rows, const Tile& tile) {
+    if (rows.account == nullptr) return;
     for (std::size_t m = 0; m < tile.rows; ++m) {
-        float* rounding = rows.rounding + 2 * (tile.first + m);
-        rounding[0] = tile.query_rounding[m];
-        rounding[1] = tile.weight_rounding[m] / tile.weight_sum[m];
+        float* account = rows.account + 2 * (tile.first + m);
+        account[0] = tile.query_rounding[m];
+        account[1] = tile.weight_rounding[m] / tile.weight_sum[m];
     }
 }
 

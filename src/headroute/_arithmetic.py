@@ -108,18 +108,18 @@ class Arithmetic:
             assert self._int16 is not None
             heads, errors = self._int16.get(), self._int16_errors()
             project: MeasuredKernel = heads.project
-            bounds: Bounds = lambda rounding: errors.bounds(rounding, tau)  # noqa: E731
+            bounds: Bounds = lambda account: errors.bounds(account, tau)  # noqa: E731
         else:
             assert self._screened is not None
             screened, dropping = self._screened.get(), self._screened_errors()
             may_drop = max(dropping.may_drop(plan.bound, tau), _LEAST_DROPPED)
 
             def project(
-                queries: Float32, temperature: float, out: Float32, threads: int, rounding: Float32
+                queries: Float32, temperature: float, out: Float32, threads: int, account: Float32
             ) -> int:
-                return screened.project(queries, temperature, out, threads, rounding, may_drop)
+                return screened.project(queries, temperature, out, threads, account, may_drop)
 
-            bounds = lambda rounding: dropping.bounds(rounding, tau)  # noqa: E731
+            bounds = lambda account: dropping.bounds(account, tau)  # noqa: E731
         limit = plan.bound if plan.checks_rows else math.inf
         return CertifiedProjection(
             project,

@@ -17,7 +17,7 @@ _ROWS = 1 << 16
 _AGAIN_BYTES = 1 << 20
 
 Kernel = Callable[[Float32, float, Float32, int], int]
-# The same with rounding, float32 (n, 2): what `Bounds` needs to know of every row.
+# The same with an account, float32 (n, 2): what `Bounds` needs to know of every row.
 MeasuredKernel = Callable[[Float32, float, Float32, int, Float32], int]
 Bounds = Callable[[Float32], npt.NDArray[np.float64]]
 
@@ -77,11 +77,11 @@ class CertifiedProjection:
         threads: int,
     ) -> int:
         """The same; every row's bound goes to `bounds_out` (n,)."""
-        rounding = np.empty((min(len(queries), _ROWS), 2), np.float32)
+        account = np.empty((min(len(queries), _ROWS), 2), np.float32)
         for start in range(0, len(queries), _ROWS):
             part = slice(start, start + _ROWS)
             rows, to = queries[part], out[part]
-            measured = rounding[: len(rows)]
+            measured = account[: len(rows)]
             bad = self._project(rows, temperature, to, threads, measured)
             if bad >= 0:
                 return start + bad

@@ -43,7 +43,7 @@ class Engine:
         temperature: float,
         out: Float32,
         num_threads: int,
-        rounding: Float32 | None = None,
+        account: Float32 | None = None,
         may_drop: float = 0.0,
         stats: Float32 | None = None,
     ) -> int: ...

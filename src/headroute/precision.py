@@ -148,9 +148,9 @@ class Int16Errors:
         self._d = d
         self._underflow = underflow
 
-    def bounds(self, rounding: Float32, temperature: float) -> npt.NDArray[np.float64]:
+    def bounds(self, account: Float32, temperature: float) -> npt.NDArray[np.float64]:
         """Bounds (n,) of queries from what the kernel measured of them, (n, 2)."""
-        bounds: npt.NDArray[np.float64] = self._bound(temperature, rounding[:, 0], rounding[:, 1])
+        bounds: npt.NDArray[np.float64] = self._bound(temperature, account[:, 0], account[:, 1])
         return bounds
 
     def worst(self, temperature: float) -> float:
@@ -204,9 +204,9 @@ class ScreenedErrors:
         room = tolerance - self._floats(temperature, _ORDINARY_KEPT)
         return float(min(0.5, room / max(self._distance(temperature), 1e-6)))
 
-    def bounds(self, rounding: Float32, temperature: float) -> npt.NDArray[np.float64]:
+    def bounds(self, account: Float32, temperature: float) -> npt.NDArray[np.float64]:
         """Bounds (n,) from what the kernel says of every row, (n, 2): part dropped, heads kept."""
-        dropped, kept = rounding.astype(np.float64).T
+        dropped, kept = account.astype(np.float64).T
         done = np.isfinite(dropped)
         result = np.full(len(done), np.inf)
         result[done] = self._distance(temperature) * dropped[done]

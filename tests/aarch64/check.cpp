@@ -9,7 +9,7 @@
 // CASES, one after the other: uint64 K, d, e, N, k; float64 temperature, may_drop; float32 centroids [K, d] of unit
 // norm, answers [K, e], queries [N, d].
 // RESULTS, of every case for float32, int16 and screened: int64 first bad row, or -1; float64 the five numbers of
-// HeadRounding; float32 projected [N, e], rounding [N, 2] (not of float32). Then float32 weights [N, K], and of the k
+// HeadRounding; float32 projected [N, e], account [N, 2] (not of float32). Then float32 weights [N, K], and of the k
 // heaviest heads float32 weights [N, k], int64 heads [N, k].
 #include <algorithm>
 #include <cmath>
@@ -66,7 +66,7 @@ struct Way {
     const char* name;
     std::size_t rows;  // of a call
     std::size_t threads;
-    bool measured;  // int16: whether roundings are asked for
+    bool measured;  // int16: whether an account is asked for
 };
 constexpr Way kWhole = {"whole", SIZE_MAX, 1, true};
 constexpr Way kOthers[] = {{"3 threads", SIZE_MAX, 3, false}, {"parts of 5", 5, 1, false}, {"alone", 1, 1, true}};
@@ -74,7 +74,7 @@ constexpr Way kOthers[] = {{"3 threads", SIZE_MAX, 3, false}, {"parts of 5", 5, 
 template <typename Value>
 struct Result {
     std::vector<Value> out;           // [n, columns]
-    std::vector<float> rounding;      // [n, 2]
+    std::vector<float> account;       // [n, 2]
     std::vector<std::int64_t> heads;  // [n, k] of top_heads
     std::int64_t bad_row = -1;
     bool strayed = false;  // something beside `out` was written
@@ -91,7 +91,7 @@ Result<Value> run(const Engine& engine, const Case& c, const std::vector<Query>&
     const Value untouched = -12345.0f;
     const std::size_t columns = columns_of(c, task);
     Result<Value> result;
-    result.rounding.resize(2 * c.n);
+    result.account.resize(2 * c.n);
     result.heads.resize(task == Task::top_heads ? c.n * c.top : 0);
     std::vector<Value> memory(c.n * columns + 2 * kGuard, untouched);
     Value* const out = memory.data() + kGuard;
@@ -107,7 +107,7 @@ Result<Value> run(const Engine& engine, const Case& c, const std::vector<Query>&
         batch.temperature = c.temperature;
         batch.n_threads = way.threads;
         if (task == Task::top_heads) batch.top = {result.heads.data() + first * c.top, c.top};
-        batch.rounding = measured ? result.rounding.data() + 2 * first : nullptr;
+        batch.account = measured ? result.account.data() + 2 * first : nullptr;
         batch.may_drop = c.may_drop;
         const Outcome outcome = engine.run(task, batch, [] { return false; });
         if (outcome.bad_row != kNoBadRow) result.bad_row = static_cast<std::int64_t>(first + outcome.bad_row);
@@ -138,9 +138,8 @@ void compare(const Engine& engine, const Case& c, Task task, const Result<Value>
     if (other.bad_row != whole.bad_row) fail(engine, c, task, way, "another bad row");
     if (whole.bad_row >= 0) return;
     for (std::size_t row = 0; row < c.n; ++row) {
-        if (measured && !same_bits(whole.rounding, other.rounding, row, 2))
-            fail(engine, c, task, way, "other roundings");
-        if (std::isinf(whole.rounding[2 * row])) continue;  // given up
+        if (measured && !same_bits(whole.account, other.account, row, 2)) fail(engine, c, task, way, "another account");
+        if (std::isinf(whole.account[2 * row])) continue;  // given up
         if (!same_bits(whole.out, other.out, row, columns_of(c, task))) fail(engine, c, task, way, "other bits");
         if (task == Task::top_heads && !same_bits(whole.heads, other.heads, row, c.top))
             fail(engine, c, task, way, "other heads");
@@ -173,7 +172,7 @@ void check_halves(const Engine& engine, const Case& c) {
             "float16 queries", true);
     Result<__fp16> rounded;
     rounded.out.assign(expected.out.begin(), expected.out.end());
-    rounded.rounding = expected.rounding;
+    rounded.account = expected.account;
     rounded.bad_row = expected.bad_row;
     compare(engine, c, Task::project, rounded, run_all_ways<__fp16>(engine, c, halves, Task::project),
             "float16 results", true);

@@ -52,7 +52,7 @@ class Heads(Protocol):
 class Int16Heads(Protocol):
     """Heads in 16-bit fixed point, of a backend that has them.
 
-    `project` is that of `Heads`; with `rounding`, float32 (n, 2), it also writes what
+    `project` is that of `Heads`; with `account`, float32 (n, 2), it also writes what
     `headroute.precision.Int16Errors.bounds` needs to know of every query. `cost` is about what a
     row takes beside float32.
     """
@@ -67,7 +67,7 @@ class Int16Heads(Protocol):
         temperature: float,
         out: Float32,
         num_threads: int,
-        rounding: Float32 | None = None,
+        account: Float32 | None = None,
     ) -> int: ...
 
     def project_one(self, query: object, temperature: float, out: object) -> Float32 | None: ...
@@ -76,7 +76,7 @@ class Int16Heads(Protocol):
 class ScreenedHeads(Protocol):
     """Heads that are searched in few bits, and projected from those that matter.
 
-    `project` writes to `rounding`, float32 (n, 2), what `headroute.precision.ScreenedErrors.bounds`
+    `project` writes to `account`, float32 (n, 2), what `headroute.precision.ScreenedErrors.bounds`
     needs to know of every query. It may lose `may_drop` of a query's weight; a row whose first
     number is infinite is left unspecified. `search_cost` is about what a head that is only
     searched takes beside one of a float32 row.
@@ -92,7 +92,7 @@ class ScreenedHeads(Protocol):
         temperature: float,
         out: Float32,
         num_threads: int,
-        rounding: Float32,
+        account: Float32,
         may_drop: float,
     ) -> int: ...
 
