@@ -61,7 +61,7 @@ class Projected(NamedTuple):
     bad_row: int
     heads: HeadRounding
     out: np.ndarray  # float32 (N, e)
-    rounding: np.ndarray  # float32 (N, 2)
+    account: np.ndarray  # float32 (N, 2)
 
 
 class Results(NamedTuple):
@@ -230,9 +230,9 @@ def test_float32(finite):
 
 def test_int16(finite):
     for case, results, _, expected in finite:
-        _, heads, out, rounding = results.int16
+        _, heads, out, account = results.int16
         errors = Int16Errors(heads, *case.centroids.shape, underflow(case.answers), cost=1.0)
-        bounds = errors.bounds(rounding, case.temperature)
+        bounds = errors.bounds(account, case.temperature)
         assert (bounds <= errors.worst(case.temperature)).all(), name(case)
         assert_rows_within(case, out, expected, bounds)
 
@@ -241,16 +241,16 @@ def test_screened(finite):
     n_done = 0
     for case, results, _, expected in finite:
         n_heads, d = case.centroids.shape
-        _, heads, out, rounding = results.screened
+        _, heads, out, account = results.screened
         errors = ScreenedErrors(heads, d, underflow(case.answers))
-        dropped = rounding[:, 0]
+        dropped = account[:, 0]
         done = np.isfinite(dropped)
         assert (dropped[done] <= MAY_DROP).all(), name(case)
         if n_heads <= 64:  # a list has room for all of them
             assert done[case.ordinary].all(), name(case)
         else:
             n_done += done.sum()
-        bounds = errors.bounds(rounding[done], case.temperature)
+        bounds = errors.bounds(account[done], case.temperature)
         assert_rows_within(case, out[done], expected[done], bounds)
     assert n_done > 100
 

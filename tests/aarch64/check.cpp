@@ -203,7 +203,7 @@ int main(int argc, char** argv) {
             write(results, std::vector<double>{r.centroid_norm, r.centroid_rounding, r.answer_radius, r.answer_rounding,
                                                r.query_scale, static_cast<double>(r.weight_chain), r.weight_total});
             write(results, projected.out);
-            write(results, projected.rounding);
+            write(results, projected.account);
             check_halves(heads, c);
         }
         const Engine heads = engine(Precision::float32);
