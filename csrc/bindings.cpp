@@ -222,7 +222,9 @@ std::ptrdiff_t run(const Engine& engine, Task task, std::size_t columns, const p
 py::object run_one(const Engine& engine, Task task, std::size_t columns, py::handle query, double temperature,
                    py::handle out) {
     const auto plain = [](py::handle object, std::size_t length) {
-        if (!py::isinstance<py::array>(object)) return false;
+        // No subclass: what a mask hides must not count.
+        const auto type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+        if (type != reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_)) return false;
         const auto array = py::reinterpret_borrow<py::array>(object);
         const int wanted = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
         return array.ndim() == 1 && array.shape(0) == static_cast<py::ssize_t>(length) &&

@@ -95,6 +95,16 @@ def test_wrong_kind_of_dtype(router, name, queries, dtype):
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("shape", [(2, 6), (6,)])
+def test_masked_numbers(router, name, shape):
+    mask = np.broadcast_to(np.arange(6) == 3, shape)
+    queries = np.ma.array(np.ones(shape, np.float32), mask=mask)
+    with raises(ValueError, "queries have masked numbers: fill or drop them first"):
+        call(router, name, queries)
+    call(router, name, np.ma.array(queries.data))
+
+
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf"), -float("inf")])
 def test_temperature_values(router, name, value):
     with raises(ValueError, f"temperature must be a positive, finite number, got {value!r}"):

@@ -161,8 +161,10 @@ def groups_of_heads(values: npt.ArrayLike | None, n_heads: int) -> npt.NDArray[n
 def real_array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     """Return `values` as an array, without a copy if it is one.
 
-    TypeError unless it holds integers or real floats.
+    TypeError unless it holds integers or real floats, ValueError if some are masked.
     """
+    if type(values) is not np.ndarray and np.ma.is_masked(values):
+        raise ValueError(f"{what} have masked numbers: fill or drop them first")
     array = np.asarray(values)
     if array.dtype is not _FLOAT32 and array.dtype.kind not in "fiu":
         raise TypeError(f"{what} must be real numbers, got dtype {array.dtype}")
