@@ -15,7 +15,7 @@
 // N×K is never in memory; q and `out` cross memory once. What is done beside a product costs little, because a
 // product is bound by its multiply-adds and the CPU runs a line of loads and stores between two of them; done in one
 // piece before or after, the same work took 25 % of the time at K = 16 (docs/decisions/0008).
-// With one block a tile is finished at once, its results go to `out` from the registers where they can (tile.h), and
+// With one block a tile is finished at once, its results go to `out` from the registers where they can (beside.h), and
 // two slots of scratch take turns; with several, every tile of the pass has its slot.
 //
 // The same bits for the same row, always: each dot product and each weighted sum is added up in one order, whatever
